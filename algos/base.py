@@ -1,0 +1,281 @@
+"""What an algorithm is: a frozen dataclass whose fields are its hyperparameters, and two pure functions.
+
+``credit`` looks at a whole iteration without gradient and says how much each sampled token deserves; ``loss``
+turns fresh scores into a loss per token. Everything else (tokens, models, micro-batches, optimisers, logging)
+belongs to the learner, which never asks which algorithm it runs.
+
+The learner's side of the bargain:
+
+1. It fills ``Batch.ref_logp`` if ``"reference" in needs``, ``value`` and ``bootstrap`` if ``"critic"``,
+   ``greedy_return`` if ``"greedy"``; with ``"group"`` it collects groups of two or more episodes.
+2. It hands ``credit`` the state that the last call returned (``Batch.state``; ``{}`` at the start), keeps
+   ``Credit.state``, and writes it into the checkpoint as JSON. Running baselines live there and nowhere else.
+3. It computes ``w = token_weights(batch, credit.keep, algorithm.reduce)`` once over all rows of an optimiser
+   step, and adds ``(w * loss)[action].sum()`` for each micro-batch. It never divides again.
+4. Before ``loss`` it fills ``old_logp``: the log-probabilities under the policy before the first optimiser
+   step of the iteration. Where there is only one step they are ``scores.logp.detach()``.
+5. It averages each per-token metric over the kept action tokens.
+
+Axes: B rows, b rows of a micro-batch, T tokens, K turns.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from algos.checks import check, check_types, known_fields
+from convgym.errors import ConfigError
+
+Reduce = Literal["token", "seq", "const", "seq_sum", "prompt", "turn"]
+Placement = Literal["reward_k1", "loss_k2", "loss_k3", "loss_k3_is"]
+Need = Literal["critic", "reference", "group", "greedy"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One iteration of experience, without gradient; a row is one conversation.
+
+    ``logp[:, t]`` is the log-probability of ``tokens[:, t]`` given the tokens before it, and ``value[:, t]``
+    is the critic's value before token ``t``. Both mean something only where ``action`` is true, and are 0
+    elsewhere. A row's last token is an action token: what the user says after the end is not part of the row.
+    """
+
+    tokens: Tensor  # [B,T] int64, right-padded
+    action: Tensor  # [B,T] bool, token sampled by the policy
+    turn: Tensor  # [B,T] int64, turn index, -1 off action
+    reward: Tensor  # [B,K] reward that turn k brought, 0 past the last turn
+    n_turns: Tensor  # [B] int64
+    group: Tensor  # [B] int64, any ids
+    terminated: Tensor  # [B] bool; a row that is not terminated was truncated
+    state_key: Tensor  # [B,K] int64, hash of the env's abstract state before turn k, 0 = none
+    version: Tensor  # [B] int64, policy version that sampled it
+    behaviour_logp: Tensor  # [B,T] as the sampler saw it
+    # filled by the learner, only when `needs` asks
+    old_logp: Tensor | None = None  # [B,T]
+    ref_logp: Tensor | None = None  # [B,T]
+    value: Tensor | None = None  # [B,T]
+    bootstrap: Tensor | None = None  # [B] value after the last token
+    greedy_return: Tensor | None = None  # [B] return of the greedy episode of the row's scenario
+    state: Mapping[str, float] = field(default_factory=dict)  # what the last `credit` returned
+
+    def __post_init__(self) -> None:
+        """Refuses tensors whose shapes contradict each other.
+
+        Raises:
+            ConfigError: names the field, its shape and the shape that was expected.
+        """
+        rows, width = self.action.shape
+        turns = self.reward.shape[1]
+        for name, shape in self._shapes(rows, width, turns).items():
+            tensor = getattr(self, name)
+            if tensor is not None and tuple(tensor.shape) != shape:
+                raise ConfigError(
+                    f"{type(self).__name__}.{name} has shape {tuple(tensor.shape)}, expected {shape} "
+                    f"(B={rows}, T={width}, K={turns}). Build batches with algos.rollout.episodes.collate."
+                )
+
+    def _shapes(self, rows: int, width: int, turns: int) -> dict[str, tuple[int, ...]]:
+        per_token = ("tokens", "turn", "behaviour_logp", "old_logp", "ref_logp", "value")
+        per_row = ("n_turns", "group", "terminated", "version", "bootstrap", "greedy_return")
+        shapes: dict[str, tuple[int, ...]] = {"reward": (rows, turns), "state_key": (rows, turns)}
+        return shapes | dict.fromkeys(per_token, (rows, width)) | dict.fromkeys(per_row, (rows,))
+
+    @property
+    def size(self) -> int:
+        """Number of rows, B."""
+        return int(self.action.shape[0])
+
+    def rows(self, index: Tensor) -> Self:
+        """The rows named by ``index`` ([b] int64, or [B] bool), all columns kept."""
+        return self._map(lambda tensor: tensor[index])
+
+    def trimmed(self) -> Self:
+        """The same rows without the columns of right padding that all of them share."""
+        columns = self.action.any(0).nonzero()
+        width = int(columns[-1]) + 1 if columns.numel() else 0
+        return self._map(lambda tensor: tensor[:, :width], self._per_token())
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same batch on ``device``."""
+        return self._map(lambda tensor: tensor.to(device))
+
+    def _per_token(self) -> frozenset[str]:
+        return frozenset(n for n, shape in self._shapes(-1, -2, -3).items() if shape == (-1, -2)) | {"action"}
+
+    def _map(self, change: Callable[[Tensor], Tensor], names: frozenset[str] | None = None) -> Self:
+        tensors: dict[str, Any] = {
+            f.name: change(getattr(self, f.name))
+            for f in dataclasses.fields(self)
+            if isinstance(getattr(self, f.name), Tensor) and (names is None or f.name in names)
+        }
+        return dataclasses.replace(self, **tensors)
+
+
+class Credit(NamedTuple):
+    """What ``Algorithm.credit`` found out about a batch, without gradient.
+
+    Attributes:
+        advantage: [B,T], 0 off action.
+        target: [B,T] regression target of the critic.
+        critic_at: [B,T] bool, where the critic trains; a part of ``action``.
+        keep: [B] bool, rows that train; ``None`` keeps all. A row that is not kept weighs nothing, neither in
+            the loss nor in its normaliser.
+        state: Running statistics, to be given to the next call as ``Batch.state``. JSON-able.
+        metrics: Scalars for the log.
+    """
+
+    advantage: Tensor
+    target: Tensor | None = None
+    critic_at: Tensor | None = None
+    keep: Tensor | None = None
+    state: Mapping[str, float] = types.MappingProxyType({})
+    metrics: Mapping[str, float] = types.MappingProxyType({})
+
+
+class Scores(NamedTuple):
+    """What the model says now about the rows of a micro-batch, with gradient; 0 off action.
+
+    Attributes:
+        logp: [b,T] log-probabilities at the sampling temperature.
+        entropy: [b,T] entropy of the whole distribution, in nats.
+        value: [b,T] the critic's value before each token, if there is a critic.
+    """
+
+    logp: Tensor
+    entropy: Tensor
+    value: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Minibatch(Batch):
+    """Some rows of a batch, together with their credit."""
+
+    advantage: Tensor  # [b,T]
+    target: Tensor | None = None  # [b,T]
+    critic_at: Tensor | None = None  # [b,T] bool
+
+    @classmethod
+    def of(cls, batch: Batch, credit: Credit) -> Minibatch:
+        """All rows of ``batch`` with their credit; take micro-batches from it with ``rows``."""
+        columns = {f.name: getattr(batch, f.name) for f in dataclasses.fields(Batch)}
+        return cls(**columns, advantage=credit.advantage, target=credit.target, critic_at=credit.critic_at)
+
+    def _shapes(self, rows: int, width: int, turns: int) -> dict[str, tuple[int, ...]]:
+        own = dict.fromkeys(("advantage", "target", "critic_at"), (rows, width))
+        return super()._shapes(rows, width, turns) | own
+
+
+@dataclass(frozen=True)
+class KL:
+    """A pull towards the reference policy, with ``d = logp - ref_logp``.
+
+    Attributes:
+        beta: Its weight; 0 switches it off, and then no reference is needed.
+        placement: Which estimator, and where it acts.
+
+            - ``reward_k1``: ``-beta d`` on each token's reward. The right gradient of the reverse KL.
+            - ``loss_k2``: ``beta d^2 / 2`` in the loss. The right gradient while on-policy.
+            - ``loss_k3``: ``beta (exp(-d) - 1 + d)`` in the loss. The usual choice; biased (while on-policy
+              it has the gradient of the forward KL).
+            - ``loss_k3_is``: the same times the ratio, through which the gradient flows. The right gradient.
+
+    Raises:
+        ConfigError: for an illegal value, and for k1 in the loss, whose expected gradient is zero.
+    """
+
+    beta: float = 0.0
+    placement: Placement = "loss_k2"
+
+    def __post_init__(self) -> None:
+        """Refuses illegal settings."""
+        if self.placement == "loss_k1":  # type: ignore[comparison-overlap]
+            raise ConfigError(
+                "KL.placement 'loss_k1' is refused: the expected gradient of k1 in the loss is zero. "
+                "Use 'reward_k1' (k1 in the reward) or 'loss_k2'."
+            )
+        check_types(self)
+        check(self, "beta", self.beta >= 0, "at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Algorithm(ABC):
+    """Base of the zoo. Defaults of each algorithm are its published setting.
+
+    Attributes:
+        reduce: How tokens are weighted; see ``algos.maths.reductions``.
+        epochs: Passes over the batch of an iteration.
+        minibatches: Optimiser steps a pass.
+        kl: Pull towards the reference policy.
+        entropy: Weight of the entropy bonus.
+
+    Raises:
+        ConfigError: at construction, for an illegal value or settings that contradict each other. Settings
+            are refused, never rewritten.
+    """
+
+    reduce: Reduce = "token"
+    epochs: int = 1
+    minibatches: int = 1
+    kl: KL = KL()
+    entropy: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuses illegal settings; a subclass calls this first and then adds its own checks."""
+        check_types(self)
+        check(self, "epochs", self.epochs >= 1, "at least 1")
+        check(self, "minibatches", self.minibatches >= 1, "at least 1")
+        check(self, "entropy", self.entropy >= 0, "at least 0")
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What the learner must supply. A subclass returns ``super().needs | {...}``."""
+        return frozenset({"reference"}) if self.kl.beta > 0 else frozenset()
+
+    @abstractmethod
+    def credit(self, batch: Batch) -> Credit:
+        """Judges a whole iteration. Pure and without gradient."""
+
+    @abstractmethod
+    def loss(self, scores: Scores, batch: Minibatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Per-token loss [b,T], un-masked and un-reduced, and per-token metrics [b,T]. Pure.
+
+        Keys of metrics that mean the same in every algorithm: ``kl`` (of the old policy from the present one,
+        k3), ``kl_ref`` (of the present policy from the reference, k3), ``entropy``, ``ratio``,
+        ``clip_share``, ``policy_loss``, ``value_loss``.
+        """
+
+
+def filled(tensor: Tensor | None, name: str) -> Tensor:
+    """The tensor, or an error that says which input the learner left empty.
+
+    Raises:
+        ConfigError: if ``tensor`` is ``None``.
+    """
+    if tensor is None:
+        raise ConfigError(f"`{name}` is empty: this algorithm needs it, and the learner must fill it first.")
+    return tensor
+
+
+def to_config(algorithm: Algorithm) -> dict[str, Any]:
+    """The fields as a JSON-able dict: ``make(name, **to_config(a)) == a``."""
+    return dataclasses.asdict(algorithm)
+
+
+def from_config(cls: type[Algorithm], config: Mapping[str, Any]) -> Algorithm:
+    """Builds ``cls`` from fields that may have been through JSON (``kl`` may be a dict).
+
+    Raises:
+        ConfigError: for an unknown field or an illegal value.
+    """
+    values = known_fields(cls, config)
+    if isinstance(values.get("kl"), Mapping):
+        values["kl"] = KL(**known_fields(KL, values["kl"]))
+    return cls(**values)

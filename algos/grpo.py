@@ -1,0 +1,154 @@
+"""GRPO: a group of conversations with the same scenario and the same user is each other's baseline.
+
+    A_i = (G_i - mean of the group) / (std of the group + eps)         on every action token of episode i
+    loss_t = -min(rho_t A_i, clip(rho_t, 1 - low, 1 + high) A_i) + beta KL_t
+
+Source: Shao et al. 2024 (arXiv 2402.03300), eqs. 3 and 4. Its relatives are settings of it: Dr. GRPO (arXiv
+2503.20783) does not divide, RLOO (arXiv 2402.14740) leaves the own return out of the baseline.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from algos.base import Algorithm, Batch, Credit, Minibatch, Need, Reduce, Scores, filled
+from algos.checks import check, check_unused
+from algos.maths.advantages import (
+    Baseline,
+    Scale,
+    explained_variance,
+    gae,
+    group_advantages,
+    on_last_token,
+    returns_to_go,
+    spread_episodes,
+    spread_turns,
+    token_discount,
+)
+from algos.maths.kl import penalised_rewards, regularisation
+from algos.maths.losses import Level, clipped_surrogate, importance_ratio, value_loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRPO(Algorithm):
+    """GRPO and its relatives.
+
+    Attributes:
+        baseline: What is subtracted from an episode's return.
+        scale: Whose standard deviation divides the difference.
+        eps: Added to the standard deviation.
+        assignment: How an episode's credit reaches its tokens. ``outcome``: all tokens alike.
+            ``process``: each turn by the return from it on. ``gae``: the centred return comes at the end,
+            and a critic spreads it.
+        ratio: Whether the ratio is a token's, or the geometric mean of a turn or of the whole sequence.
+        low: How far the ratio may fall below 1; ``None`` for no bound.
+        high: How far it may rise above 1; ``None`` for no bound.
+        reward_clip: Bound of the absolute reward of a turn; ``None`` for no bound.
+        mask_truncated: Leave truncated episodes out of the loss. They still count in the group's statistics.
+        gamma_turn: Discount of a turn.
+        gamma_token: Discount of a token, for ``gae``.
+        lam: Lambda, for ``gae``.
+        value_clip: Largest move of a value that pays, for ``gae``; ``None`` for plain regression.
+        value_coef: Weight of the value loss, for ``gae``.
+    """
+
+    reduce: Reduce = "seq"
+    baseline: Baseline = "group_mean"
+    scale: Scale = "group"
+    eps: float = 1e-6
+    assignment: Literal["outcome", "process", "gae"] = "outcome"
+    ratio: Level = "token"
+    low: float | None = 0.2
+    high: float | None = 0.2
+    reward_clip: float | None = None
+    mask_truncated: bool = False
+    gamma_turn: float = 1.0
+    gamma_token: float = 1.0
+    lam: float = 0.95
+    value_clip: float | None = 0.2
+    value_coef: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Refuses illegal settings."""
+        super().__post_init__()
+        for name in ("gamma_turn", "gamma_token", "lam"):
+            check(self, name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
+        check(self, "low", self.low is None or 0 < self.low <= 1, "in (0, 1], or None")
+        check(self, "high", self.high is None or self.high > 0, "above 0, or None")
+        check(self, "eps", self.eps >= 0, "at least 0")
+        check(self, "reward_clip", self.reward_clip is None or self.reward_clip > 0, "above 0, or None")
+        check(self, "value_clip", self.value_clip is None or self.value_clip > 0, "above 0, or None")
+        check(self, "value_coef", self.value_coef > 0, "above 0")
+        check_unused(self, ("eps",), self.scale != "none", "scale divides")
+        critic_only = ("gamma_token", "lam", "value_clip", "value_coef")
+        check_unused(self, critic_only, self.assignment == "gae", "assignment is 'gae'")
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Groups if the statistics look at them, a critic for ``gae``."""
+        grouped = self.scale == "group" or self.baseline in ("group_mean", "group_median", "leave_one_out")
+        group: frozenset[Need] = frozenset({"group"}) if grouped else frozenset()
+        critic: frozenset[Need] = frozenset({"critic"}) if self.assignment == "gae" else frozenset()
+        return super().needs | group | critic
+
+    def credit(self, batch: Batch) -> Credit:
+        """The group-relative advantage of the episode, brought to its tokens by ``assignment``."""
+        reward, valid = penalised_rewards(batch, self.kl, self.reward_clip)
+        keep = valid & batch.terminated if self.mask_truncated else valid
+        relative = partial(
+            group_advantages,
+            group=batch.group,
+            valid=valid,
+            baseline=self.baseline,
+            scale=self.scale,
+            eps=self.eps,
+        )
+        if self.assignment == "gae":
+            return self._spread_by_critic(batch, relative(reward.sum(1)), keep)
+        to_go = returns_to_go(reward, self.gamma_turn)  # [B,K]
+        if self.assignment == "process":
+            advantage = spread_turns(relative(to_go[:, 0], of=to_go), batch.turn)
+        else:
+            advantage = spread_episodes(relative(to_go[:, 0]), batch.action)
+        return Credit(advantage, keep=keep, state=batch.state)
+
+    def _spread_by_critic(self, batch: Batch, outcome: Tensor, keep: Tensor) -> Credit:
+        """GAE on a reward that is the outcome advantage [B], all of it on the episode's last token."""
+        value = filled(batch.value, "value")
+        last = (batch.n_turns - 1).clamp(min=0)[:, None]
+        reward = torch.zeros_like(batch.reward).scatter(1, last, outcome[:, None])  # [B,K]
+        advantage = gae(
+            on_last_token(reward, batch.turn),
+            value,
+            batch.action,
+            terminated=batch.terminated,
+            bootstrap=filled(batch.bootstrap, "bootstrap"),
+            discount=token_discount(batch.turn, self.gamma_token, self.gamma_turn),
+            lam=self.lam,
+        )
+        target, kept = advantage + value, batch.action & keep[:, None]
+        metrics = {"explained_variance": float(explained_variance(value, target, kept))}
+        return Credit(advantage * kept, target, kept, keep, batch.state, metrics)
+
+    def loss(self, scores: Scores, batch: Minibatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The clipped surrogate, with the regularisation, and the value loss if there is a critic."""
+        ratio = importance_ratio(scores.logp, filled(batch.old_logp, "old_logp"), batch.turn, self.ratio)
+        policy_loss, clipped = clipped_surrogate(ratio, batch.advantage, self.low, self.high)
+        term, metrics = regularisation(scores, batch, self.kl, self.entropy)
+        metrics |= {"policy_loss": policy_loss.detach(), "ratio": ratio.detach(), "clip_share": clipped}
+        loss = policy_loss + term
+        if self.assignment == "gae":
+            critic_loss, _ = value_loss(
+                filled(scores.value, "scores.value"),
+                filled(batch.target, "target"),
+                filled(batch.value, "value"),
+                self.value_clip,
+            )
+            critic_loss = critic_loss * filled(batch.critic_at, "critic_at")
+            loss, metrics["value_loss"] = loss + self.value_coef * critic_loss, critic_loss.detach()
+        return loss, metrics

@@ -1,0 +1,76 @@
+"""One normaliser: the weight of every token, computed once over the whole optimiser batch.
+
+With these weights the loss of the batch is ``sum(w * loss)``, so it can be added up in any number of
+micro-batches, in any order and with any padding, and its gradient stays the same.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from algos.base import Batch, Reduce
+
+
+def token_weights(
+    batch: Batch, keep: Tensor | None = None, reduce: Reduce = "token", *, longest: int | None = None
+) -> Tensor:
+    """Weight of each token of an optimiser batch; 0 off action and in rows that are not kept.
+
+    N counts the kept action tokens, S the kept rows that have any, L_i those of row i:
+
+    ========  =====================  ============================================================
+    reduce    weight of a token      every ... weighs the same
+    ========  =====================  ============================================================
+    token     1 / N                  token (DAPO)
+    seq       1 / (S L_i)            conversation (GRPO)
+    const     1 / (S L_max)          token, by a constant that no sampled length can change (Dr. GRPO)
+    seq_sum   1 / S                  token; the loss of a row is the sum over its tokens (RLOO)
+    prompt    1 / (groups N_group)   group
+    turn      1 / (turns len_turn)   turn
+    ========  =====================  ============================================================
+
+    Args:
+        batch: The whole optimiser batch, never a micro-batch.
+        keep: [B] bool, rows that train; ``None`` keeps all.
+        reduce: One of the above.
+        longest: L_max of ``const``: the most action tokens that an episode may have. Without it the longest
+            kept row of the batch is taken, which makes the constant depend a little on what was sampled.
+
+    Returns:
+        [B,T] in the dtype of ``behaviour_logp``. All zero when nothing is kept.
+    """
+    rows = batch.action.new_ones(batch.size) if keep is None else keep
+    counted = batch.action & rows[:, None]  # the one mask of numerator and denominator
+    length = counted.sum(1)  # [B]
+    sequences = (length > 0).sum()
+    if reduce == "token":
+        count = length.sum().expand(batch.size)[:, None]
+    elif reduce == "seq":
+        count = (sequences * length)[:, None]
+    elif reduce == "const":
+        budget = length.amax() if longest is None and batch.size else longest or 1
+        count = (sequences * budget).expand(batch.size)[:, None]
+    elif reduce == "seq_sum":
+        count = sequences.expand(batch.size)[:, None]
+    elif reduce == "prompt":
+        count = _tokens_of_group(batch.group, length)[:, None]
+    else:
+        count = _tokens_of_turn(batch.turn, counted)
+    weight = 1 / count.clamp(min=1).to(batch.behaviour_logp.dtype)
+    return torch.where(counted, weight, torch.zeros_like(weight))
+
+
+def _tokens_of_group(group: Tensor, length: Tensor) -> Tensor:
+    """[B] number of groups with kept tokens, times the kept tokens of the row's group."""
+    names, member = torch.unique(group, return_inverse=True)
+    tokens = length.new_zeros(len(names)).index_add(0, member, length)
+    return (tokens > 0).sum() * tokens[member]
+
+
+def _tokens_of_turn(turn: Tensor, counted: Tensor) -> Tensor:
+    """[B,T] number of turns with kept tokens, times the kept tokens of the token's turn."""
+    turns = int(turn.max()) + 1 if turn.numel() else 0
+    column = turn.clamp(min=0)
+    tokens = turn.new_zeros(turn.shape[0], max(turns, 1)).scatter_add(1, column, counted.long())  # [B,K]
+    return (tokens > 0).sum() * tokens.gather(1, column)

@@ -1,0 +1,1 @@
+"""From text environments to token episodes: chat templates, the sampling engine, the collector."""

@@ -1,0 +1,249 @@
+"""The general path of the rollout engine: any causal language model through its own forward, with a cache of ours.
+
+The model gets explicit positions, a four-dimensional mask, and a cache whose layers write each row where its own
+conversation has got to. Whether its architecture respects all three is not guessed from its name but tried: two
+conversations are fed in ragged pieces, and must give the logits of a plain forward.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from algos.rollout.lean import LeanForward, is_lean
+from convgym.errors import CapacityError, ModelError
+
+
+class Forward(Protocol):
+    """Forward passes over a static cache of slots; see ``LeanForward`` for what each method promises."""
+
+    device: torch.device
+
+    def step(self, tokens: Tensor, positions: Tensor, live: int) -> Tensor: ...
+    def extend(self, tokens: Tensor, positions: Tensor, slots: Tensor, live: int) -> Tensor: ...
+    def copy(self, source: int, target: int, length: int) -> None: ...
+    def refresh(self) -> None: ...
+
+
+def make_forward(model: PreTrainedModel, slots: int, capacity: int, lean: bool | None = None) -> Forward:
+    """The fast path where it computes the model exactly, else the model's own forward.
+
+    Args:
+        model: Causal language model.
+        slots: Conversations held at once.
+        capacity: Most tokens in a conversation.
+        lean: Forces the fast path (True) or the model's own forward (False).
+
+    Raises:
+        ModelError: if the model's attention cannot run on a cache of slots.
+        CapacityError: if ``capacity`` exceeds the model's context or its sliding window.
+    """
+    check_attention(model.config, capacity)
+    if lean and not is_lean(model):
+        raise ModelError(
+            f"lean=True, but {type(model).__name__} is not a plain Llama or Qwen2 model; leave lean at None"
+        )
+    if is_lean(model) if lean is None else lean:
+        return LeanForward(model, slots, capacity)
+    forward = ModelForward(model, slots, capacity)
+    _try_out(model)
+    return forward
+
+
+def check_attention(config: Any, capacity: int) -> None:
+    """Refuses attention that looks at anything but all earlier tokens.
+
+    Raises:
+        ModelError: for encoder-decoders, recurrent or chunked layers, and RoPE that changes with the length.
+        CapacityError: if ``capacity`` exceeds the context or a sliding window.
+    """
+    context = getattr(config, "max_position_embeddings", None)
+    if context is not None and capacity > context:
+        raise CapacityError(
+            f"a conversation of {capacity} tokens was asked for, but the model's context has {context}; "
+            f"set max_context to at most {context}"
+        )
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(f"{config.model_type} is an encoder-decoder; expected a causal language model")
+    kinds = set(getattr(config, "layer_types", None) or [])
+    unknown = kinds - {"full_attention", "sliding_attention"}
+    if unknown:
+        raise ModelError(
+            f"{config.model_type} has layers of kind {', '.join(sorted(unknown))}; the rollout engine keeps keys and "
+            "values of full attention only. Use a model with full attention."
+        )
+    window = getattr(config, "sliding_window", None)
+    slides = "sliding_attention" in kinds or (not kinds and getattr(config, "use_sliding_window", True))
+    if window and slides and capacity > window:
+        raise CapacityError(
+            f"{config.model_type} attends to the last {window} tokens only, and a conversation may have {capacity}; "
+            f"set max_context to at most {window}, where a sliding window is full attention"
+        )
+    rope = getattr(config, "rope_parameters", None) or {}
+    if isinstance(rope, dict) and rope.get("rope_type") in ("dynamic", "longrope"):
+        raise ModelError(
+            f"{config.model_type} uses {rope['rope_type']} RoPE, whose angles change as a conversation grows, so kept "
+            "keys go stale. Set another rope_type in its config.json."
+        )
+
+
+class _Layer(CacheLayerMixin):  # type: ignore[misc]
+    """Keys and values of one layer, [slots, heads, columns, width]; the last column takes what padding writes."""
+
+    def __init__(self, lanes: LaneCache) -> None:
+        super().__init__()
+        self.lanes = lanes
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        slots, columns = self.lanes.slots, self.lanes.room + 1
+        self.keys, self.values = (
+            torch.zeros(slots, x.shape[1], columns, x.shape[3], dtype=x.dtype, device=x.device)
+            for x in (key_states, value_states)
+        )
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        if self.keys.shape[2] <= self.lanes.room:
+            self.keys, self.values = self._grown(self.keys), self._grown(self.values)
+        rows, positions, live = self.lanes.rows, self.lanes.positions, self.lanes.live
+        for cache, new in ((self.keys, key_states), (self.values, value_states)):
+            cache[rows[:, None], :, positions] = new.transpose(1, 2)  # [m,q,heads,width]
+        if self.lanes.prefix:  # decoding: the first rows, no copy
+            return self.keys[: len(rows), :, :live], self.values[: len(rows), :, :live]
+        return self.keys[:, :, :live].index_select(0, rows), self.values[:, :, :live].index_select(0, rows)
+
+    def _grown(self, old: Tensor) -> Tensor:
+        slots, heads, columns, width = old.shape
+        new = torch.zeros(slots, heads, self.lanes.room + 1, width, dtype=old.dtype, device=old.device)
+        new[:, :, : columns - 1] = old[:, :, : columns - 1]
+        return new
+
+    def get_seq_length(self) -> int:
+        return 0
+
+    def get_max_length(self) -> int:
+        return self.lanes.capacity
+
+    def get_max_cache_shape(self) -> int:
+        return self.lanes.capacity
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.lanes.live, 0
+
+
+class LaneCache(Cache):  # type: ignore[misc]
+    """A cache in which every row has its own write position; ``rows``, ``positions`` and ``live`` say where."""
+
+    def __init__(self, layers: int, slots: int, capacity: int) -> None:
+        super().__init__(layers=[_Layer(self) for _ in range(layers)])
+        self.slots, self.capacity = slots, capacity
+        self.room = min(capacity, 255)
+        self.rows = self.positions = torch.empty(0, dtype=torch.int64)
+        self.live, self.prefix = 0, False
+
+    def reserve(self, live: int) -> None:
+        """Makes room for ``live`` columns; layers grow when they are next written to."""
+        if live > self.room:
+            self.room = min(max(live, 2 * self.room), self.capacity)
+
+
+class ModelForward:
+    """Forward passes through the model itself, over a ``LaneCache``.
+
+    Args:
+        model: Causal language model.
+        slots: Conversations held at once.
+        capacity: Most tokens in a conversation.
+    """
+
+    def __init__(self, model: PreTrainedModel, slots: int, capacity: int) -> None:
+        self.device = torch.device(model.device)
+        self._model, self._slots, self._capacity = model, slots, capacity
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Empties the cache; the weights are the model's own."""
+        text = self._model.config.get_text_config()
+        self._cache = LaneCache(text.num_hidden_layers, self._slots, self._capacity)
+
+    def step(self, tokens: Tensor, positions: Tensor, live: int) -> Tensor:
+        """One token for each of the first n slots; logits [n,V]."""
+        self._cache.prefix = True
+        slots = torch.arange(len(tokens), device=self.device)
+        return self._run(tokens[:, None], positions[:, None], slots, live)
+
+    def extend(self, tokens: Tensor, positions: Tensor, slots: Tensor, live: int) -> Tensor:
+        """q tokens for each of m slots, padded on the left; logits after the last column, [m,V]."""
+        self._cache.prefix = False
+        return self._run(tokens, positions, slots, live)
+
+    @torch.inference_mode()
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Copies the first ``length`` columns of a slot to another."""
+        for layer in self._cache.layers:
+            for cache in (layer.keys, layer.values):
+                cache[target, :, :length] = cache[source, :, :length]
+
+    @torch.inference_mode()
+    def _run(self, tokens: Tensor, positions: Tensor, slots: Tensor, live: int) -> Tensor:
+        cache = self._cache
+        cache.reserve(live)
+        padded = positions < 0
+        cache.rows, cache.live = slots, live
+        cache.positions = torch.where(padded, cache.room, positions)
+        dtype = self._model.dtype
+        # Finite, so that a padding row, which may see nothing real, is not NaN: NaN values would leak through 0 weights.
+        unseen = torch.arange(live, device=self.device) > positions[:, :, None]  # [m,q,live]
+        mask = torch.zeros(unseen.shape, dtype=dtype, device=self.device)
+        mask.masked_fill_(unseen, torch.finfo(dtype).min)
+        output = self._model(
+            input_ids=tokens,
+            attention_mask=mask[:, None],
+            position_ids=positions.clamp_min(0),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        logits: Tensor = output.logits[:, -1].float()
+        return logits
+
+
+@torch.inference_mode()
+def _try_out(model: PreTrainedModel) -> None:
+    """Feeds two conversations of different lengths in ragged pieces, and compares with plain forwards.
+
+    Raises:
+        ModelError: if the model fails, or its logits differ.
+    """
+    forward = ModelForward(model, slots=2, capacity=8)
+    ids = (torch.arange(12, device=forward.device) * 7 + 3).view(2, 6) % model.config.get_text_config().vocab_size
+    whole = [model(input_ids=row[None], use_cache=False).logits[0].float() for row in ids]
+    try:
+        pieces = forward.extend(
+            torch.stack([ids[0, :4], ids[1, :2].repeat(2)]),
+            torch.tensor([[0, 1, 2, 3], [-1, -1, 0, 1]], device=forward.device),
+            torch.tensor([0, 1], device=forward.device),
+            live=4,
+        )
+        steps = forward.step(
+            torch.stack([ids[0, 4], ids[1, 2]]), torch.tensor([4, 2], device=forward.device), live=5
+        )
+    except Exception as error:  # whatever an unforeseen architecture raises
+        raise ModelError(
+            f"{type(model).__name__} does not run on a cache of slots: {error!r}. Load it with attn_implementation "
+            "'sdpa' or 'eager'; if it still fails, the rollout engine cannot serve it."
+        ) from error
+    expected = torch.stack([whole[0][3], whole[1][1], whole[0][4], whole[1][2]])
+    error = (torch.cat([pieces, steps]) - expected).abs().max().item()
+    tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
+    if not error <= tolerance * max(1.0, expected.abs().max().item()):
+        raise ModelError(
+            f"{type(model).__name__} gives other logits on a cache of slots (by {error:.3g}): it does not respect "
+            "explicit positions and masks (ALiBi, recurrent state), so the rollout engine cannot serve it"
+        )

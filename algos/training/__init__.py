@@ -1,0 +1,1 @@
+"""Training: configuration, the loop, loggers, and the one-page tutorial ``minimal.py``."""

@@ -1,0 +1,217 @@
+"""The suites: which environments, which algorithms, how many seeds, what budget. Literal data, nothing else.
+
+A budget counts updates and episodes, never seconds, so that a slow machine changes the time and not the
+result. All entries of a suite share scenario seeds, user streams and starting checkpoints (common random
+numbers).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from convgym.errors import ConfigError, UnknownNameError
+
+Control = Literal["none", "shuffled_rewards"]
+Metric = Literal["last_fifth", "area", "final"]
+
+METRICS: dict[Metric, str] = {
+    "last_fifth": "success in the last fifth of training",
+    "area": "mean success over all of training (area under the curve)",
+    "final": "held-out success after training",
+}
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """One environment of a suite.
+
+    Attributes:
+        id: Gymnasium id.
+        kwargs: Keywords of `gym.make`, the same for training and evaluation; the split is the trainer's.
+        oracle: Success that the scripted oracle reaches; the upper end of "gap closed".
+        cost: CPU time of a run relative to other environments; only orders the queue.
+    """
+
+    id: str
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    oracle: float = 1.0
+    cost: float = 1.0
+
+    @property
+    def short(self) -> str:
+        """The id without namespace: `CustomerService-v0`."""
+        return self.id.rsplit("/", 1)[-1]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One competitor: an algorithm with its fields and its tuned learning rate, or a control.
+
+    Attributes:
+        name: Name in the report, unique in the suite.
+        algo: Name that `algos.make` knows.
+        learning_rate: Tuned for the suite's model; see the comment beside each value.
+        algo_fields: Fields of the algorithm that differ from its defaults.
+        control: "none" for a competitor; anything else makes it a control, which is never ranked.
+        settings: `RunConfig` fields that differ from the suite's.
+        cost: CPU time relative to other entries; only orders the queue.
+    """
+
+    name: str
+    algo: str
+    learning_rate: float
+    algo_fields: Mapping[str, Any] = field(default_factory=dict)
+    control: Control = "none"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    cost: float = 1.0
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Environments x entries x seeds under one budget.
+
+    Attributes:
+        name: Name for `--suite`.
+        envs: Environments; each weighs the same in every aggregate.
+        entries: Competitors and controls.
+        seeds: Runs per environment and entry. Seed s starts from checkpoint `s % inits`.
+        settings: `RunConfig` fields of every run: the budget and the model.
+        inits: Starting checkpoints that the model ships.
+        decision: The one metric that decides the ranking, fixed before the runs; the others are shown.
+    """
+
+    name: str
+    envs: tuple[EnvSpec, ...]
+    entries: tuple[Entry, ...]
+    seeds: int
+    settings: Mapping[str, Any]
+    inits: int = 3
+    decision: Metric = "last_fifth"
+
+    def select(
+        self, *, seeds: int | None = None, envs: Iterable[str] = (), algos: Iterable[str] = ()
+    ) -> Suite:
+        """The suite cut down to some environments and entries, or with another number of seeds.
+
+        Raises:
+            UnknownNameError: for an environment or entry that is not in the suite.
+            ConfigError: for fewer than one seed.
+        """
+        if seeds is not None and seeds < 1:
+            raise ConfigError(f"--seeds must be at least 1, got {seeds}.")
+        by_env = {e.id: e for e in self.envs} | {e.short: e for e in self.envs}
+        by_entry = {e.name: e for e in self.entries}
+        wanted_envs = [_look_up(f"environment of suite {self.name!r}", name, by_env) for name in envs]
+        wanted = [_look_up(f"entry of suite {self.name!r}", name, by_entry) for name in algos]
+        return replace(
+            self,
+            seeds=seeds or self.seeds,
+            envs=tuple(wanted_envs) or self.envs,
+            entries=tuple(wanted) or self.entries,
+        )
+
+    def runs(self) -> list[Run]:
+        """Every run, the costliest first, so that the pool does not end on one long run."""
+        runs = [
+            Run(self, env, entry, s) for s in range(self.seeds) for env in self.envs for entry in self.entries
+        ]
+        return sorted(runs, key=lambda run: -run.cost)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run of a suite."""
+
+    suite: Suite
+    env: EnvSpec
+    entry: Entry
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Its folder below `runs/`: environment, entry, seed."""
+        return f"{self.env.short}/{self.entry.name}/seed-{self.seed}"
+
+    @property
+    def cost(self) -> float:
+        """Relative CPU time."""
+        return self.env.cost * self.entry.cost
+
+    def config(self) -> dict[str, Any]:
+        """Fields of `algos.training.config.RunConfig`, all but `out`; JSON-plain, so they can be compared."""
+        return {
+            **self.suite.settings,
+            **self.entry.settings,
+            "env": self.env.id,
+            "env_kwargs": dict(self.env.kwargs),
+            "algo": self.entry.algo,
+            "algo_fields": dict(self.entry.algo_fields),
+            "learning_rate": self.entry.learning_rate,
+            "control": self.entry.control,
+            "seed": self.seed,
+            "init": self.seed % self.suite.inits,
+            "threads": 1,
+        }
+
+
+def _look_up(kind: str, name: str, known: Mapping[str, Any]) -> Any:
+    if name not in known:
+        raise UnknownNameError.of(kind, name, known)
+    return known[name]
+
+
+CUSTOMER_SERVICE = EnvSpec("convgym/CustomerService-v0", {"difficulty": 1, "instructions": "brief"}, cost=1.5)
+SLOT_FILLING = EnvSpec("convgym/SlotFilling-v0", {"difficulty": 1, "instructions": "brief"})
+
+# Learning rates are not tuned yet: the design's feasibility probe used 3e-4 on a model of 0.1M parameters.
+GRPO = Entry("grpo", "grpo", learning_rate=3e-4)
+PPO = Entry("ppo", "ppo", learning_rate=3e-4, cost=1.5)
+REINFORCE = Entry("reinforce", "reinforce", learning_rate=3e-4)
+SHUFFLED = Entry("reinforce-shuffled", "reinforce", learning_rate=3e-4, control="shuffled_rewards")
+
+SUITES: dict[str, Suite] = {
+    suite.name: suite
+    for suite in (
+        Suite(
+            name="smoke",
+            envs=(SLOT_FILLING,),
+            entries=(GRPO, PPO, REINFORCE),
+            seeds=1,
+            settings={
+                "model": "nano",
+                "updates": 3,
+                "episodes_per_update": 32,
+                "group_size": 8,
+                "eval_every": 3,
+                "eval_episodes": 32,
+                "save_every": 0,
+            },
+        ),
+        Suite(
+            name="quick",
+            envs=(CUSTOMER_SERVICE, SLOT_FILLING),
+            entries=(GRPO, PPO, REINFORCE, SHUFFLED),
+            seeds=4,
+            settings={
+                "model": "nano",
+                "updates": 20,
+                "episodes_per_update": 64,
+                "group_size": 8,
+                "eval_every": 20,
+                "eval_episodes": 128,
+                "save_every": 0,
+            },
+        ),
+    )
+}
+
+
+def get(name: str) -> Suite:
+    """The suite called `name`.
+
+    Raises:
+        UnknownNameError: with the nearest name.
+    """
+    return _look_up("suite", name, SUITES)  # type: ignore[no-any-return]

@@ -1,0 +1,319 @@
+"""``ConversationEnv``: the turn loop of every conversation, and nothing else.
+
+What is said, what may be done and what counts comes from the :class:`Task` that a scenario draws for an episode. The loop
+reads an agent message, lets a tool or the user answer, checks the rules on what happened, and judges the world at the end.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, get_args
+from zlib import crc32
+
+import gymnasium as gym
+import numpy as np
+
+from convgym.errors import ConfigError, EnvError
+from convgym.rules import Rule, violations
+from convgym.seeding import Streams, derive_seed
+from convgym.spaces import Utterance
+from convgym.tools import Malformed, Tool, parse_call, run_tool
+from convgym.types import EndReason, Event, Heard, Message, Outcome, Turn
+from convgym.users.base import User
+from convgym.world import World
+
+__all__ = ["SPLITS", "ConversationEnv", "Split", "Task"]
+
+Split = Literal["train", "val", "test_goal", "test_language", "test_composition", "test_user"]
+SPLITS: tuple[str, ...] = get_args(Split)
+CLAIMS = frozenset({"done", "refuse", "tell"})  # what an agent says and is held to: logged as events
+MAX_CHARACTERS = 200_000  # of one conversation, both sides; past it the conversation is cut
+
+
+@dataclass
+class Task:
+    """Everything that a scenario draws for one episode.
+
+    Attributes:
+        template: Name of the scenario's template (intent, outcome), for stratified reports.
+        world: Records, overlay and log; changes as the episode goes.
+        rules: The policy in force.
+        tools: Tools by name.
+        user: Who speaks with the agent; changes as the episode goes.
+        instructions: The system message.
+        understand: Text of the agent -> speech acts.
+        judge: ``judge(world) -> Outcome``; may be called at any turn.
+        turn_reward: ``turn_reward(world, start) -> {term: value}`` for the events from index ``start`` on; None where
+            only the end is rewarded.
+        privileged: What only oracles and audits may see.
+    """
+
+    template: str
+    world: World
+    rules: Sequence[Rule]
+    tools: Mapping[str, Tool]
+    user: User
+    instructions: str
+    understand: Callable[[str], Heard]
+    judge: Callable[[World], Outcome]
+    turn_reward: Callable[[World, int], dict[str, float]] | None = None
+    privileged: Mapping[str, Any] = field(default_factory=dict)
+
+    def fork(self) -> Task:
+        """Returns a continuation that shares what never changes."""
+        return replace(self, world=self.world.fork(), user=self.user.fork())
+
+
+@dataclass
+class _Episode:
+    """The state of one conversation."""
+
+    task: Task
+    streams: Streams
+    opening: tuple[Message, ...]
+    turns: list[Turn] = field(default_factory=list)
+    characters: int = 0
+    end: EndReason | None = None
+
+    def fork(self) -> _Episode:
+        return replace(self, task=self.task.fork(), turns=list(self.turns))
+
+
+class ConversationEnv(gym.Env[str, str]):
+    """A conversation as a Gymnasium environment; a subclass is a scenario family.
+
+    Observation: all text that is new to the agent, at reset the instructions and the user's opening. Action: one agent
+    message, any string. ``info["messages"]`` holds the same news as chat messages. See ``docs/concepts/environments.md``.
+
+    Args:
+        split: Which seeds, wordings and people are met; a name in :data:`SPLITS`.
+        difficulty: 1 to 5, turns the scenario's one knob.
+        user: The user family; ``"agenda"``.
+        max_turns: Agent messages before the conversation is cut; None for the scenario's default.
+        instructions: ``"brief"`` (a few dozen tokens) or ``"full"`` (prose and JSON schemas) of the same rules.
+        reveal: Whether ``info["privileged"]`` holds the goal, for oracles and audits.
+        render_mode: ``"ansi"`` returns the transcript, ``"human"`` prints it as it grows.
+
+    Raises:
+        ConfigError: If an argument is not one of the above.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "human"], "render_fps": 1}
+    default_max_turns: ClassVar[int] = 12
+
+    def __init__(
+        self,
+        *,
+        split: Split = "train",
+        difficulty: int = 2,
+        user: str = "agenda",
+        max_turns: int | None = None,
+        instructions: Literal["brief", "full"] = "brief",
+        reveal: bool = False,
+        render_mode: str | None = None,
+    ) -> None:
+        limit = self.default_max_turns if max_turns is None else max_turns
+        expect("split", split, SPLITS)
+        expect("difficulty", difficulty, (1, 2, 3, 4, 5))
+        expect("user", user, ("agenda",))
+        expect("instructions", instructions, ("brief", "full"))
+        expect("render_mode", render_mode, (None, *self.metadata["render_modes"]))
+        if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
+            raise ConfigError(f"max_turns: expected an integer of at least 1, got {max_turns!r}; leave it out for the default.")
+        self.split, self.difficulty, self.style = split, difficulty, instructions
+        self.max_turns, self.reveal, self.render_mode = limit, bool(reveal), render_mode
+        self.observation_space = Utterance()
+        self.action_space = Utterance()
+        self._root: int | None = None
+        self._episodes = 0
+        self._episode: _Episode | None = None
+
+    @abstractmethod
+    def draw(self, streams: Streams, split: Split, template: str | None) -> Task:
+        """Draws a task: world, rules, goal and user.
+
+        Args:
+            streams: The episode's random streams.
+            split: Which wordings, people and values may be drawn.
+            template: A template id to draw instead of a random one, or None.
+        """
+
+    # -- the Gymnasium interface ---------------------------------------------------------------------------------
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        """Starts a conversation.
+
+        Args:
+            seed: Starts the stream of episodes anew; None goes on with it.
+            options: ``scenario`` (template id), ``scenario_seed``, ``user_seed`` and ``split``, each optional.
+
+        Raises:
+            ConfigError: If an option is unknown or illegal.
+        """
+        super().reset(seed=seed)
+        if seed is not None:
+            self._root, self._episodes = int(seed), 0
+        elif self._root is None:
+            self._root = int(np.random.SeedSequence().generate_state(1, np.uint64)[0])
+        options = options or {}
+        for name in options:
+            expect("option", name, ("scenario", "scenario_seed", "user_seed", "split"))
+        split = options.get("split", self.split)
+        expect("split", split, SPLITS)
+        root = derive_seed(self._root, "episode", self._episodes)
+        self._episodes += 1
+        # The split is part of the seed: an episode of one split cannot be met in another.
+        streams = Streams(
+            derive_seed(int(options.get("scenario_seed", root)), "scenario", split),
+            derive_seed(int(options.get("user_seed", root)), "user", split),
+        )
+        task = self.draw(streams, split, options.get("scenario"))
+        opening = (Message("system", task.instructions), Message("user", task.user.open(streams).text))
+        self._episode = _Episode(task, streams, opening)
+        if self.render_mode == "human":
+            self.render()
+        return f"{task.instructions}\n\n{_as_text(opening[1:])}", self._info(self._episode, opening, {}, 0.0, True)
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """Says one agent message, or calls one tool.
+
+        Raises:
+            EnvError: If no conversation is open, or the action is not a string.
+        """
+        episode = self._episode
+        if episode is None or episode.end is not None:
+            state = "no conversation has begun" if episode is None else "the conversation has ended"
+            raise EnvError(f"step: expected an open conversation, but {state}; call reset() first.")
+        if not isinstance(action, str):
+            raise EnvError(f"step: expected a string (one agent message), got {type(action).__name__}.")
+        task, world = episode.task, episode.task.world
+        start = len(world.log)
+        turn, episode.end = self._answer(episode, str(action))
+        episode.turns.append(turn)
+        episode.characters += len(turn.action) + sum(len(message.content) for message in turn.replies)
+        if episode.end is None and episode.characters > MAX_CHARACTERS:
+            episode.end = EndReason.CHARACTER_LIMIT
+        if episode.end is None and len(episode.turns) >= self.max_turns:
+            episode.end = EndReason.TURN_LIMIT
+        terms = {} if task.turn_reward is None else task.turn_reward(world, start)
+        if episode.end is not None and task.turn_reward is None:
+            terms["success"] = 1.0 if task.judge(world).success else 0.0
+        cost = float(len(violations(task.rules, world, start)))
+        understood = turn.heard is None or turn.heard.understood
+        info = self._info(episode, turn.replies, terms, cost, understood)
+        if self.render_mode == "human":
+            self.render()
+        ended, cut = episode.end is not None, episode.end is not None and episode.end.truncates
+        return _as_text(turn.replies), float(sum(terms.values())), ended and not cut, cut, info
+
+    def render(self) -> str | None:  # type: ignore[override]
+        """Returns the transcript (``ansi``) or prints what is new (``human``), control characters made visible."""
+        if self.render_mode is None or self._episode is None:
+            return None
+        if self.render_mode == "ansi":
+            return "\n".join(f"{m.role}: {printable(m.content)}" for m in self.transcript())
+        episode = self._episode
+        news = self.transcript()[-1 - len(episode.turns[-1].replies) :] if episode.turns else episode.opening
+        sys.stdout.write("".join(f"{m.role}: {printable(m.content)}\n" for m in news))
+        return None
+
+    # -- beyond Gymnasium ----------------------------------------------------------------------------------------
+
+    def transcript(self) -> tuple[Message, ...]:
+        """Returns every message so far, the agent's own included."""
+        episode = self._open()
+        messages = list(episode.opening)
+        for turn in episode.turns:
+            messages.append(Message("assistant", turn.action))
+            messages.extend(turn.replies)
+        return tuple(messages)
+
+    def progress(self) -> float:
+        """Returns the share of the goal that is met now, in [0, 1]. Privileged: for shaping and audits, never for agents."""
+        return self._open().task.judge(self._open().task.world).score
+
+    def privileged(self) -> Mapping[str, Any]:
+        """Returns what only oracles and audits may see."""
+        return self._open().task.privileged
+
+    @property
+    def task(self) -> Task:
+        """The task of the current conversation, for audits."""
+        return self._open().task
+
+    def snapshot(self) -> Any:
+        """Returns an opaque copy of the conversation and of the seed stream, for :meth:`restore`."""
+        return self._root, self._episodes, self._open().fork()
+
+    def restore(self, snapshot: Any) -> None:
+        """Goes back to a snapshot; what follows is bitwise the same as it was. A snapshot can be restored many times."""
+        self._root, self._episodes, episode = snapshot
+        self._episode = episode.fork()
+
+    def fork(self) -> ConversationEnv:
+        """Returns an independent env that continues from here."""
+        twin = copy.copy(self)
+        twin._episode = self._open().fork()
+        return twin
+
+    # -- inside --------------------------------------------------------------------------------------------------
+
+    def _open(self) -> _Episode:
+        if self._episode is None:
+            raise EnvError("expected a conversation, but none has begun; call reset() first.")
+        return self._episode
+
+    def _answer(self, episode: _Episode, action: str) -> tuple[Turn, EndReason | None]:
+        """Lets the tool or the user answer; the world is changed here and nowhere else."""
+        task, index = episode.task, len(episode.turns)
+        call = parse_call(action)
+        if isinstance(call, Malformed):
+            return Turn(action, None, None, (Message("tool", f"error: {call.reason}"),)), None
+        if call is not None:
+            text, ending = run_tool(task.tools, task.world, call, index)
+            end = None if ending is None else EndReason.ESCALATED if ending.name == "escalate" else EndReason.SUBMITTED
+            return Turn(action, call, None, (Message("tool", text),)), end
+        heard = task.understand(action)
+        task.world.log.extend(Event(index, act.name, act.slots) for act in heard.acts if act.name in CLAIMS)
+        reply = task.user.respond(heard, task.world, index, episode.streams)
+        messages = (Message("user", reply.text),) if reply.text else ()
+        return Turn(action, None, heard, messages), reply.end
+
+    def _info(
+        self, episode: _Episode, news: Sequence[Message], terms: dict[str, float], cost: float, understood: bool
+    ) -> dict[str, Any]:
+        task = episode.task
+        state = repr((task.user.key(), [(e.name, e.ok, sorted(e.arguments.items())) for e in task.world.log]))
+        info: dict[str, Any] = {
+            "messages": [message.to_dict() for message in news],
+            "reward_terms": terms,
+            "cost": cost,
+            "understood": understood,
+            "state_key": crc32(state.encode("utf-8", "surrogatepass")),
+        }
+        if episode.end is not None:
+            outcome = task.judge(task.world)
+            info |= {"end_reason": episode.end.value, "success": outcome.success, "score": float(outcome.score)}
+        if self.reveal:
+            info["privileged"] = dict(task.privileged)
+        return info
+
+
+def _as_text(messages: Sequence[Message]) -> str:
+    return "\n".join(f"{message.role.capitalize()}: {message.content}" for message in messages)
+
+
+def expect(name: str, value: object, legal: Sequence[object]) -> None:
+    """Raises a :class:`ConfigError` that lists the legal values if ``value`` is not one of them."""
+    if value not in legal or isinstance(value, bool):
+        known = ", ".join(repr(item) for item in legal)
+        raise ConfigError(f"{name}: expected one of {known}, got {value!r}.")
+
+
+def printable(text: str) -> str:
+    """Returns a text that cannot steer a terminal: control, bidirectional and surrogate characters are escaped."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

@@ -1,0 +1,59 @@
+"""Every error a user can cause has a name, and says what was expected, what came, and what to do next.
+
+All errors are picklable, because they cross process boundaries in vector environments and in the benchmark's pool.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ConvgymError(Exception):
+    """Base of every error that convgym and algos raise on purpose."""
+
+
+class UnknownNameError(ConvgymError):
+    """A name that is in no table: an environment, an algorithm, a field, a suite."""
+
+    @classmethod
+    def of(cls, kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
+        """Builds the error with the nearest known name.
+
+        Args:
+            kind: What was looked up, e.g. ``"algorithm"``.
+            name: What was asked for.
+            known: Every legal name.
+        """
+        names = sorted(known)
+        near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        return cls(f"Unknown {kind} {name!r}.{hint} Known: {', '.join(names)}.")
+
+
+class ConfigError(ConvgymError):
+    """A setting with an illegal value, or settings that contradict each other."""
+
+
+class ModelError(ConvgymError):
+    """A model folder that is missing, incomplete, or of a kind that cannot be used."""
+
+
+class TemplateError(ConvgymError):
+    """A chat template that cannot grow by appending, so that sampled tokens could not be kept."""
+
+
+class CheckpointError(ConvgymError):
+    """A checkpoint that is damaged, absent, or made for another model or configuration."""
+
+
+class CapacityError(ConvgymError):
+    """A conversation or a batch that does not fit into the context, the cache or the memory."""
+
+
+class EnvError(ConvgymError):
+    """A misuse of an environment, e.g. stepping before the first reset."""
+
+
+class DivergedError(ConvgymError):
+    """Training produced NaN or infinite numbers several times in a row."""

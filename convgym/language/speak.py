@@ -1,0 +1,69 @@
+"""Speech acts to text, through banks of templates that are split into training, validation and held-out wordings."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import yaml
+
+from convgym.errors import UnknownNameError
+
+__all__ = ["Bank", "load_bank", "wordings"]
+
+Bank = Mapping[str, tuple[str, ...]]
+"""``{act key: templates}`` of one speaker in one scenario family."""
+
+
+@cache
+def load_bank(family: str, speaker: str) -> Bank:
+    """Loads the templates of a scenario family.
+
+    Args:
+        family: Name of a file in ``convgym/language/templates``.
+        speaker: ``"user"`` or ``"agent"``.
+    """
+    text = files("convgym").joinpath(f"language/templates/{family}.yaml").read_text("utf-8")
+    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same safe loader, ten times faster
+    data = yaml.load(text, Loader=loader)
+    if speaker not in data:
+        raise UnknownNameError.of("speaker", speaker, data)
+    return {key: tuple(lines) for key, lines in data[speaker].items()}
+
+
+@cache
+def _thirds(templates: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    held = max(1, round(0.15 * len(templates)))  # val and held-out get 15 % each, and at least one where there are three
+    if len(templates) < 3:
+        return {"train": templates, "val": templates, "held": templates}
+    return {"train": templates[: -2 * held], "val": templates[:-held], "held": templates[-held:]}
+
+
+def wordings(templates: Sequence[str], split: str) -> tuple[str, ...]:
+    """Returns the templates that a split may use.
+
+    Training sees the first 70 %. Validation sees 15 % new ones beside them, and ``test_language`` only the last 15 %,
+    which nobody else sees. The other test splits keep to the training wordings, so that they change one thing.
+    """
+    return _thirds(tuple(templates))[{"val": "val", "test_language": "held"}.get(split, "train")]
+
+
+def say(bank: Bank, key: str, slots: Mapping[str, str], rng: random.Random, split: str) -> str:
+    """Puts one act into words.
+
+    Args:
+        bank: The speaker's templates.
+        key: Act key in the bank.
+        slots: Values for the template's braces.
+        rng: The surface stream.
+        split: Which wordings are allowed.
+    """
+    choices = wordings(bank[key], split)
+    template = choices[int(rng.random() * len(choices))]
+    # Values are inserted by replacement, never by str.format: a value may hold braces.
+    for name, value in slots.items():
+        template = template.replace("{" + name + "}", value)
+    return template

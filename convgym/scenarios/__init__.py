@@ -1,0 +1,1 @@
+"""Scenario families, one file each; a family's class docstring is its docs page."""

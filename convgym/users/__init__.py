@@ -1,0 +1,1 @@
+"""Simulated users: who speaks with the agent."""
