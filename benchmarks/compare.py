@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from benchmarks import pool, provenance, results, suites
+from benchmarks import oracle, pool, provenance, results, suites
 from convgym.errors import ConvgymError
 
 INTERRUPTED = 130  # the shell's exit code for Ctrl-C
@@ -71,18 +71,24 @@ def compare(options: Options, console: Console, *, command: str) -> int:
         todo = [job for job in jobs if not pool.is_done(job)]
         out.mkdir(parents=True, exist_ok=True)
         pool.write_json(out / "suite.json", results.suite_to_json(suite))
+        pool.write_json(out / "oracle.json", {env.id: oracle.oracle_success(env) for env in suite.envs})
         console.print(f"{len(jobs)} runs, {len(jobs) - len(todo)} done before, {len(todo)} to do.")
         try:
             _run(todo, options.jobs, out, console, command)
         except KeyboardInterrupt:
             left = sum(not pool.is_done(job) for job in jobs)
-            console.print(f"Interrupted: {left} of {len(jobs)} runs left. The same command goes on from here.")
+            console.print(
+                f"Interrupted: {left} of {len(jobs)} runs left. The same command goes on from here."
+            )
             return INTERRUPTED
 
-    from benchmarks import report  # matplotlib and jinja2: not needed by the run processes, which import this file
+    from benchmarks import (
+        report,
+    )  # matplotlib and jinja2: not needed by the run processes, which import this file
 
-    report.write_all(out)
-    return report.show(out, console)
+    made = report.build(out)
+    report.write(made)
+    return report.show(made, console)
 
 
 def _job(out: Path, run: suites.Run) -> pool.Job:
@@ -119,7 +125,7 @@ def _summary(job: pool.Job, record: dict[str, Any]) -> str:
         error = record.get("error") or {}
         said = f"{error.get('type', '')} {error.get('message', '')}".strip()[:200]
         return f"[red]{record['status']}[/] {escape(said)} (see {escape(str(job.folder / 'log.txt'))})"
-    result = pool.read_json(job.folder / "result.json")
+    result = pool.read_json(job.folder / pool.OUTPUT / "result.json")
     before, after = ((result.get(key) or {}).get("success", float("nan")) for key in ("start", "final"))
     return f"success {before:.2f} -> {after:.2f}, {record['cpu_seconds']:.0f} CPU s"
 

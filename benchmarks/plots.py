@@ -1,7 +1,7 @@
 """Figures of the report as inline SVG: no file, no script, no network, and the page's own colours.
 
-Matplotlib draws with placeholder colours, which become CSS variables afterwards; so one figure serves the light and
-the dark page.
+Matplotlib draws with placeholder colours, which become CSS variables afterwards: one figure serves the
+light and the dark page.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -20,7 +21,7 @@ from benchmarks import stats
 
 SERIES = 8  # colours that the style sheet defines: --series-0 ... --series-7
 INK, FAINT = "#a10001", "#a10002"  # placeholders of --ink and --faint
-STYLE = {
+STYLE: Any = {
     "svg.fonttype": "none",  # text stays text: selectable, in the page's font
     "svg.hashsalt": "convgym",  # the same figure gives the same bytes
     "text.parse_math": False,  # a name with dollar signs is a name
@@ -80,8 +81,8 @@ def learning_curves(curves: Sequence[Curve], *, start: float, oracle: float) -> 
         for level, label in ((start, "untrained"), (oracle, "oracle")):
             if np.isfinite(level):
                 axes.axhline(level, color=FAINT, linewidth=0.9, linestyle=":")
-                axes.annotate(label, (1.0, level), xycoords=("axes fraction", "data"), xytext=(-2, 2),
-                              textcoords="offset points", ha="right", fontsize=8, color=FAINT)  # fmt: skip
+                axes.annotate(label, (1.0, level), xycoords=("axes fraction", "data"), xytext=(4, 0),
+                              textcoords="offset points", va="center", fontsize=8, color=FAINT)  # fmt: skip
         axes.set(xlabel="training episodes", ylabel="success", ylim=(0, 1.06), yticks=np.linspace(0, 1, 6))
         axes.set_xlim(left=0)
         axes.grid(axis="y")
@@ -99,7 +100,7 @@ def _curve(axes: Axes, curve: Curve) -> None:
 
 
 def svg(figure: Figure, title: str) -> str:
-    """The figure as an `<svg>` element for an HTML page: no prolog, no metadata, CSS variables for colours."""
+    """The figure as an `<svg>` element for an HTML page: no prolog, no metadata, CSS colours."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
@@ -108,6 +109,6 @@ def svg(figure: Figure, title: str) -> str:
     text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)  # an HTML parser knows both namespaces
     text = re.sub(r"#a2000(\d)", r"var(--series-\1)", text)
     text = text.replace(INK, "var(--ink)").replace(FAINT, "var(--faint)")
-    text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
+    text = re.sub(r"font-family: [^;\"]*; ?", "", text)  # the page's own
     label = title.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
     return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1).strip()

@@ -28,6 +28,7 @@ from typing import Any, cast
 
 from convgym.errors import ConfigError
 
+OUTPUT = "training"  # the trainer's own folder inside a run's folder
 RECORD = "run.json"  # config, status, error, seconds, CPU seconds, peak memory: written by this module only
 TRAIN = "benchmarks.pool:train"
 PRELOAD = ("torch", "transformers.models.llama.modeling_llama", "gymnasium", "algos.training.train")
@@ -127,8 +128,8 @@ def _child(job: Job) -> None:
     started, error = time.perf_counter(), None
     module, _, function = job.target.partition(":")
     try:
-        getattr(importlib.import_module(module), function)({**job.config, "out": str(job.folder)})
-        status, error = _trainers_word(job.folder)
+        getattr(importlib.import_module(module), function)({**job.config, "out": str(job.folder / OUTPUT)})
+        status, error = _trainers_word(job.folder / OUTPUT)
     except (KeyboardInterrupt, SystemExit):
         status = "interrupted"
     except BaseException as problem:  # whatever it was, it becomes a row of the report

@@ -61,7 +61,7 @@ def processor() -> str:
 
 
 def commit() -> dict[str, Any]:
-    """Commit of the checkout that this package lies in, and whether files were changed since; empty without git."""
+    """Commit of this package's checkout, and whether files were changed since; empty without git."""
     here = Path(__file__).resolve().parent.parent
     if not (here / ".git").exists():  # installed, or a copy inside somebody else's repository
         return {}

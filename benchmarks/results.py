@@ -94,9 +94,9 @@ def last_fifth(values: Sequence[float]) -> float:
 
 
 def read_row(run: Run, folder: Path) -> Row:
-    """The row of one run, from `run.json`, `metrics.jsonl` and `result.json` in its folder."""
-    record, result = pool.read_json(folder / pool.RECORD), pool.read_json(folder / "result.json")
-    lines = read_jsonl(folder / "metrics.jsonl")
+    """The row of one run, from `run.json` and the trainer's `metrics.jsonl` in its folder."""
+    record, logs = pool.read_json(folder / pool.RECORD), folder / pool.OUTPUT
+    lines = read_jsonl(logs / "metrics.jsonl")
     train = [line for line in lines if line.get("kind") == "train"]
     evals = [line for line in lines if line.get("kind") == "eval"]
     return Row(
@@ -115,7 +115,7 @@ def read_row(run: Run, folder: Path) -> Row:
         action_tokens=int(train[-1].get("action_tokens") or 0) if train else 0,
         seconds=_number(record, "seconds"),
         cpu_seconds=_number(record, "cpu_seconds"),
-        peak_memory_mb=max(_number(record, "peak_memory_mb"), _number(result, "peak_memory_mb", 0.0)),
+        peak_memory_mb=_number(record, "peak_memory_mb"),
         seconds_rollout=sum(_number(line, "seconds_rollout", 0.0) for line in train),
         seconds_update=sum(_number(line, "seconds_update", 0.0) for line in train),
     )
@@ -162,10 +162,11 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Results:
-    """A suite, its rows and where they were made."""
+    """A suite, its rows, the oracle's success by environment id, and where they were made."""
 
     suite: Suite
     rows: Sequence[Row]
+    oracle: Mapping[str, float] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def scores(self, entry: str, metric: Metric) -> list[np.ndarray]:
@@ -197,7 +198,8 @@ def load(out: Path) -> Results:
     suite = suite_from_json(saved)
     rows = [read_row(run, run_folder(out, run)) for run in suite.runs()]
     rows.sort(key=lambda row: (row.env, row.entry, row.seed))
-    return Results(suite, rows, pool.read_json(out / "provenance.json"))
+    oracle = {env: float(success) for env, success in pool.read_json(out / "oracle.json").items()}
+    return Results(suite, rows, oracle, pool.read_json(out / "provenance.json"))
 
 
 def suite_to_json(suite: Suite) -> dict[str, Any]:

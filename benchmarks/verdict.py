@@ -141,6 +141,13 @@ def listed(names: Sequence[str], last: str = "and") -> str:
     return f" {last} ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
+def p_number(p: float) -> str:
+    """`0.012`, `< 0.001`, or a dash."""
+    if np.isnan(p):
+        return "–"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def p_text(p: float) -> str:
     """`p = 0.012`, `p < 0.001`, or `not tested`."""
     if np.isnan(p):

@@ -68,7 +68,7 @@ class Task:
         return replace(self, world=self.world.fork(), user=self.user.fork())
 
 
-@dataclass
+@dataclass(slots=True)
 class _Episode:
     """The state of one conversation."""
 
@@ -78,9 +78,16 @@ class _Episode:
     turns: list[Turn] = field(default_factory=list)
     characters: int = 0
     end: EndReason | None = None
+    written: list[str] = field(default_factory=list)
 
     def fork(self) -> _Episode:
-        return replace(self, task=self.task.fork(), turns=list(self.turns))
+        return replace(self, task=self.task.fork(), turns=list(self.turns), written=list(self.written))
+
+    def state_key(self) -> int:
+        """Hashes the user's state and the log. ``written`` keeps the log in words, so that an event is written once."""
+        for event in self.task.world.log[len(self.written) :]:
+            self.written.append(repr((event.name, event.ok, sorted(event.arguments.items()))))
+        return crc32(f"({self.task.user.key()!r}, [{', '.join(self.written)}])".encode())  # repr escapes surrogates
 
 
 class ConversationEnv(gym.Env[str, str]):
@@ -176,7 +183,7 @@ class ConversationEnv(gym.Env[str, str]):
         self._episode = _Episode(task, streams, opening)
         if self.render_mode == "human":
             self.render()
-        return f"{task.instructions}\n\n{_as_text(opening[1:])}", self._info(self._episode, opening, {}, 0.0, True)
+        return f"{task.instructions}\n\n{_as_text(opening[1:])}", self._info(self._episode, opening, {}, 0.0, True, None)
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Says one agent message, or calls one tool.
@@ -194,21 +201,22 @@ class ConversationEnv(gym.Env[str, str]):
         start = len(world.log)
         turn, episode.end = self._answer(episode, str(action))
         episode.turns.append(turn)
-        episode.characters += len(turn.action) + sum(len(message.content) for message in turn.replies)
+        episode.characters += len(turn.action) + sum([len(message.content) for message in turn.replies])
         if episode.end is None and episode.characters > MAX_CHARACTERS:
             episode.end = EndReason.CHARACTER_LIMIT
         if episode.end is None and len(episode.turns) >= self.max_turns:
             episode.end = EndReason.TURN_LIMIT
+        outcome = None if episode.end is None else task.judge(world)
         terms = {} if task.turn_reward is None else task.turn_reward(world, start)
-        if episode.end is not None and task.turn_reward is None:
-            terms["success"] = 1.0 if task.judge(world).success else 0.0
+        if outcome is not None and task.turn_reward is None:
+            terms["success"] = 1.0 if outcome.success else 0.0
         cost = float(len(violations(task.rules, world, start)))
         understood = turn.heard is None or turn.heard.understood
-        info = self._info(episode, turn.replies, terms, cost, understood)
+        info = self._info(episode, turn.replies, terms, cost, understood, outcome)
         if self.render_mode == "human":
             self.render()
-        ended, cut = episode.end is not None, episode.end is not None and episode.end.truncates
-        return _as_text(turn.replies), float(sum(terms.values())), ended and not cut, cut, info
+        cut = episode.end is not None and episode.end.truncates
+        return _as_text(turn.replies), float(sum(terms.values())), outcome is not None and not cut, cut, info
 
     def render(self) -> str | None:  # type: ignore[override]
         """Returns the transcript (``ansi``) or prints what is new (``human``), control characters made visible."""
@@ -284,27 +292,30 @@ class ConversationEnv(gym.Env[str, str]):
         return Turn(action, None, heard, messages), reply.end
 
     def _info(
-        self, episode: _Episode, news: Sequence[Message], terms: dict[str, float], cost: float, understood: bool
+        self,
+        episode: _Episode,
+        news: Sequence[Message],
+        terms: dict[str, float],
+        cost: float,
+        understood: bool,
+        outcome: Outcome | None,
     ) -> dict[str, Any]:
-        task = episode.task
-        state = repr((task.user.key(), [(e.name, e.ok, sorted(e.arguments.items())) for e in task.world.log]))
         info: dict[str, Any] = {
             "messages": [message.to_dict() for message in news],
             "reward_terms": terms,
             "cost": cost,
             "understood": understood,
-            "state_key": crc32(state.encode("utf-8", "surrogatepass")),
+            "state_key": episode.state_key(),
         }
-        if episode.end is not None:
-            outcome = task.judge(task.world)
+        if outcome is not None and episode.end is not None:
             info |= {"end_reason": episode.end.value, "success": outcome.success, "score": float(outcome.score)}
         if self.reveal:
-            info["privileged"] = dict(task.privileged)
+            info["privileged"] = dict(episode.task.privileged)
         return info
 
 
 def _as_text(messages: Sequence[Message]) -> str:
-    return "\n".join(f"{message.role.capitalize()}: {message.content}" for message in messages)
+    return "\n".join([f"{message.role.capitalize()}: {message.content}" for message in messages])
 
 
 def expect(name: str, value: object, legal: Sequence[object]) -> None:

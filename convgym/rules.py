@@ -119,9 +119,8 @@ def render(rules: Sequence[Rule], style: str) -> str:
 
 def violations(rules: Sequence[Rule], world: World, start: int = 0) -> list[str]:
     """Returns the ids of the rules broken by the events from index ``start`` on, once for each breach."""
-    return [
-        rule.id
-        for i in range(start, len(world.log))
-        for rule in rules
-        if not rule.check(world, world.log[:i], world.log[i])
-    ]
+    broken = []
+    for i in range(start, len(world.log)):
+        earlier, event = world.log[:i], world.log[i]
+        broken += [rule.id for rule in rules if not rule.check(world, earlier, event)]
+    return broken

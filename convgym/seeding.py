@@ -31,7 +31,7 @@ def derive_seed(root: int, *names: str | int) -> int:
     >>> derive_seed(42, "env", 1) == derive_seed(43, "env", 0)
     False
     """
-    digest = blake2b(repr((int(root), *names)).encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    digest = blake2b(repr((int(root), *names)).encode(), digest_size=8).digest()  # repr escapes surrogates
     return int.from_bytes(digest, "little") >> 1
 
 

@@ -74,6 +74,9 @@ def _no_constants(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
 
 
+_JSON = json.JSONDecoder(parse_constant=_no_constants)  # made once: json.loads would make one a call
+
+
 def parse_call(text: str) -> ToolCall | Malformed | None:
     """Reads the tool call in an agent message.
 
@@ -94,7 +97,7 @@ def parse_call(text: str) -> ToolCall | Malformed | None:
     if len(body) > MAX_CALL:
         return Malformed(f"a call has at most {MAX_CALL} characters")
     try:
-        data = json.loads(body, parse_constant=_no_constants)
+        data = _JSON.decode(body)
     except (ValueError, RecursionError):
         return Malformed('expected JSON {"name": ..., "arguments": {...}}')
     if not isinstance(data, dict) or data.keys() != {"name", "arguments"}:
@@ -150,8 +153,11 @@ def describe(tools: Iterable[Tool], style: str) -> str:
 
 def canonical_number(text: str) -> str | None:
     """Returns a number in canonical form (``"45.00"``, ``"$45"`` and ``"45"`` are equal), or None."""
+    digits = text.strip().lstrip("$€£").replace(",", "")
+    if digits.isalpha():  # a word, "inf" and "nan" included: spares most calls the exception
+        return None
     try:
-        value = float(text.strip().lstrip("$€£").replace(",", ""))
+        value = float(digits)
     except ValueError:
         return None
     return f"{value:g}" if math.isfinite(value) else None

@@ -42,14 +42,12 @@ class World:
         """Writes a record into the overlay."""
         self.overlay[table, key] = record
 
-    def happened(self, name: str, ok: bool = True, **arguments: str) -> bool:
-        """Whether an event with this name, success and (at least) these arguments is in the log."""
-        return any(
-            event.name == name
-            and event.ok == ok
-            and all(event.arguments.get(key) == value for key, value in arguments.items())
-            for event in self.log
-        )
+    def happened(self, name: str, /, **arguments: str) -> bool:
+        """Whether a successful event with this name and (at least) these arguments is in the log."""
+        for event in self.log:
+            if event.name == name and event.ok and arguments.items() <= event.arguments.items():
+                return True
+        return False
 
     def fork(self) -> World:
         """Returns an independent continuation: the records are shared, the overlay and the log are copied."""

@@ -241,14 +241,16 @@ _BASELINES = {
 
 
 def token_discount(turn: Tensor, gamma_token: float = 1.0, gamma_turn: float = 1.0) -> Tensor:
-    """Discount from each action token to the next: [B,T], 1 off action.
+    """Discount from each action token to the next: [B,T] float64, 1 off action.
 
     Every step costs ``gamma_token``; the step that leaves a turn costs ``gamma_turn`` as well. The first
     makes words dear, the second makes dialogues short.
     """
     turns = int(turn.max()) + 1 if turn.numel() else 0
-    inside = torch.where(turn >= 0, gamma_token, 1.0)
-    return torch.where(_last_token(turn, max(turns, 1)), gamma_token * gamma_turn, inside)
+    table = torch.tensor(
+        [1.0, gamma_token, gamma_token * gamma_turn], dtype=torch.float64, device=turn.device
+    )
+    return table[(turn >= 0).long() + _last_token(turn, max(turns, 1))]
 
 
 def gae(
@@ -283,10 +285,11 @@ def gae(
         [B,T] advantages, 0 off step. The critic's target is ``advantage + value``.
     """
     zero = torch.zeros_like(reward)
+    discount, lam = (torch.as_tensor(x, dtype=reward.dtype, device=reward.device) for x in (discount, lam))
     after = torch.where(terminated, torch.zeros_like(bootstrap), bootstrap)
     v_next = _value_of_next_step(value, step, after)
     delta = torch.where(step, reward + discount * v_next - value, zero)
-    carry = torch.where(step, zero + discount * lam, zero + 1)  # off step the running sum passes through
+    carry = torch.where(step, discount * lam, zero + 1)  # off step the running sum passes through
     running, columns = zero[:, 0], []
     for delta_t, carry_t in zip(reversed(delta.unbind(1)), reversed(carry.unbind(1))):
         running = torch.addcmul(delta_t, carry_t, running)

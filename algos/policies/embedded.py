@@ -77,10 +77,11 @@ class Shape:
 
 
 SHAPES: dict[str, Shape] = {
-    "nano": Shape(layers=2, hidden=96, heads=4, mlp=256, vocab=512),
-    "micro": Shape(layers=4, hidden=128, heads=4, mlp=352, vocab=1024),
-    "mini": Shape(layers=6, hidden=224, heads=7, mlp=608, vocab=2048),
+    "nano": Shape(layers=3, hidden=96, heads=4, mlp=256, vocab=512),  # 0.34M parameters
+    "micro": Shape(layers=4, hidden=144, heads=6, mlp=384, vocab=1024),  # 1.0M
+    "mini": Shape(layers=6, hidden=256, heads=8, mlp=704, vocab=2048),  # 4.7M
 }
+"""Sizes of the embedded models, by name."""
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 512) -> PreTrainedTokenizerFast:

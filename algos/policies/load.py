@@ -78,9 +78,9 @@ def _folder(name_or_path: str | Path, init: int) -> Path:
     if isinstance(name_or_path, str) and embedded.is_dir():
         return embedded
     if name_or_path == "smollm2-135m":
-        from algos.policies.gguf import cached_smollm2
+        from algos.policies.gguf import convert_smollm2
 
-        return cached_smollm2()
+        return convert_smollm2()
     folder = Path(name_or_path)
     if (folder / "config.json").is_file():
         return folder

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from typing import Any
 
@@ -34,7 +35,11 @@ def load_bank(family: str, speaker: str) -> Bank:
     return {key: tuple(lines) for key, lines in data[speaker].items()}
 
 
-@cache
+_SLOT = re.compile(r"\{(\w+)\}")
+_PART = {"val": "val", "test_language": "held"}  # of a split; the others keep to the training wordings
+
+
+@lru_cache(maxsize=1_024)
 def _thirds(templates: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
     held = max(1, round(0.15 * len(templates)))  # val and held-out get 15 % each, and at least one where there are three
     if len(templates) < 3:
@@ -48,7 +53,13 @@ def wordings(templates: Sequence[str], split: str) -> tuple[str, ...]:
     Training sees the first 70 %. Validation sees 15 % new ones beside them, and ``test_language`` only the last 15 %,
     which nobody else sees. The other test splits keep to the training wordings, so that they change one thing.
     """
-    return _thirds(tuple(templates))[{"val": "val", "test_language": "held"}.get(split, "train")]
+    return _thirds(tuple(templates))[_PART.get(split, "train")]
+
+
+@lru_cache(maxsize=4_096)
+def _pieces(template: str) -> tuple[str, ...]:
+    """Splits a template: words at even places, names of slots at odd ones."""
+    return tuple(_SLOT.split(template))
 
 
 def say(bank: Bank, key: str, slots: Mapping[str, str], rng: random.Random, split: str) -> str:
@@ -63,7 +74,9 @@ def say(bank: Bank, key: str, slots: Mapping[str, str], rng: random.Random, spli
     """
     choices = wordings(bank[key], split)
     template = choices[int(rng.random() * len(choices))]
-    # Values are inserted by replacement, never by str.format: a value may hold braces.
-    for name, value in slots.items():
-        template = template.replace("{" + name + "}", value)
-    return template
+    if "{" not in template:
+        return template
+    pieces = list(_pieces(template))  # values are put between the words, never parsed: a value may hold braces
+    for i in range(1, len(pieces), 2):
+        pieces[i] = slots.get(pieces[i], f"{{{pieces[i]}}}")
+    return "".join(pieces)

@@ -49,7 +49,7 @@ _SMALL_TALK = (
 _AMOUNT = re.compile(r"\brefund(?:ed)?(?: of)?(?: you)?(?: the)? [$€£]?(\d[\d,]*(?:\.\d+)?)\b|[$€£](\d[\d,]*(?:\.\d+)?)")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Domain:
     """What a scenario family speaks about.
 
@@ -64,9 +64,6 @@ class Domain:
     reasons: Mapping[str, str] = field(default_factory=dict)
     verbs: Mapping[str, str] = field(default_factory=dict)
     items: str = r"(?!)"
-
-    def __hash__(self) -> int:
-        return id(self)
 
 
 @lru_cache(maxsize=64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import ClassVar, NamedTuple
 
 from pydantic import Field
@@ -214,6 +214,7 @@ def _under_limit(limit: int, world: World, event: Event) -> bool:
     return item is not None and item.price <= limit
 
 
+@lru_cache(maxsize=64)  # two factors, three windows, two limits, with and without confirmation: 24
 def make_rules(p: Parameters) -> tuple[Rule, ...]:
     """Builds the policy of one episode; text and checks come from the same parameters."""
     rules = [
@@ -385,19 +386,18 @@ class CustomerService(ConversationEnv):
         targets = _targets(order, intent, wanted, city)
         goal = _goal(world, order, outcome, intent, targets, reason, make_rules(parameters))
         user = self._draw_user(streams, split, world, order, outcome, intent, targets)
-        tools = TOOLS[parameters.factor]
         privileged = {
             "outcome": outcome, "intent": intent, "order": order, "wanted": wanted, "reason": reason,
             "factor": parameters.factor, "code": user.facts[parameters.factor], "confirm": parameters.confirm,
             "city": city,
         }  # fmt: skip
         return Task(
-            template=f"{intent}/{outcome}", world=world, rules=goal.rules, tools=tools, user=user,
-            instructions=_instructions(goal.rules, tools, self.style), understand=listen, judge=goal, privileged=privileged,
+            template=f"{intent}/{outcome}", world=world, rules=goal.rules, tools=TOOLS[parameters.factor], user=user,
+            instructions=_instructions(parameters, self.style), understand=listen, judge=goal, privileged=privileged,
         )  # fmt: skip
 
     def _template(self, rng: random.Random, intents: tuple[str, ...], template: str | None) -> tuple[str, str]:
-        possible = {outcome: tuple(i for i in intents if _possible(outcome, i)) for outcome in OUTCOMES}
+        possible = _possible(intents)
         if template is None:
             outcome = OUTCOMES[int(rng.random() * len(OUTCOMES))]
             return outcome, rng.choice(possible[outcome])
@@ -450,11 +450,11 @@ class CustomerService(ConversationEnv):
         )  # fmt: skip
 
 
-def _possible(outcome: str, intent: str) -> bool:
-    """Whether an intent can have an outcome: only returns are about one item of several, only refunds have a limit."""
-    if outcome == "clarify":
-        return intent in RETURNS
-    return intent == "refund" if outcome in ("partly", "escalate") else True
+@lru_cache(maxsize=8)
+def _possible(intents: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """Lists the intents of each outcome: only returns are about one item of several, only refunds have a limit."""
+    returns, refunds = tuple(i for i in intents if i in RETURNS), tuple(i for i in intents if i == "refund")
+    return {"fulfil": intents, "partly": refunds, "refuse": intents, "clarify": returns, "escalate": refunds}
 
 
 def _reason(rng: random.Random, outcome: str, intent: str) -> str:
@@ -490,7 +490,9 @@ def _goal(
     return Goal(order, effects, refusals, outcome == "escalate", rules, prices)
 
 
-def _instructions(rules: tuple[Rule, ...], tools: Mapping[str, Tool], style: str) -> str:
+@lru_cache(maxsize=128)
+def _instructions(parameters: Parameters, style: str) -> str:
+    rules, tools = make_rules(parameters), TOOLS[parameters.factor]
     if style == "brief":
         return f"{policy.render(rules, style)} Tools: {describe(tools.values(), style)}"
     return (

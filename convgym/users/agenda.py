@@ -200,7 +200,10 @@ class AgendaUser:
 
     def _say(self, acts: Sequence[Act], turn: int, streams: Streams, end: EndReason | None = None) -> Reply:
         surface = streams.stream("surface", turn)
-        words = {act.name: say(self.bank, act.name, {**self.facts, **act.slots}, surface, self.split) for act in acts}
+        words = {}
+        for act in acts:
+            known = {**self.facts, **act.slots} if act.slots else self.facts
+            words[act.name] = say(self.bank, act.name, known, surface, self.split)
         text = " ".join(words.values())
         if self.typos:
             text = add_typos(text, self.typos, streams.stream("noise", turn))

@@ -1,0 +1,402 @@
+"""The rollout engine: many conversations sampled at once, each keeping its keys and values over turns.
+
+A *lane* holds one live conversation. The user's reply is appended to what is already cached, so the cost of a
+conversation is linear in its tokens. Lanes do not wait for one another: forced tokens are fed to the lanes that have
+them while the others keep decoding, and ``advance`` returns as soon as any lane has finished its turn.
+
+Lanes live in *slots* of the cache, and live slots are kept in front: decoding reads a prefix of the cache without
+copying it, and costs little when few conversations are left.
+
+Sampling is reproducible: the uniform that picks a token depends on the lane's seed and on the token's position and on
+nothing else, so that neither the number of lanes nor the order of their turns changes what is sampled (rounding apart).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from algos.rollout.forward import make_forward
+from convgym.errors import CapacityError, ConfigError, DivergedError
+
+CHUNK = 64  # forced tokens of a lane that are fed at once: bounds what padding wastes
+PREFILL = 2048  # forced tokens of all lanes that are fed at once: bounds memory
+SHARED = 16  # a common prefix shorter than this is not worth a copy
+
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Turn:
+    """What the policy said in one turn.
+
+    Attributes:
+        lane: Whose turn it was.
+        ids: Sampled tokens, int64, at least one; the last one is an EOS if ``reason`` is ``"eos"``.
+        logp: Their log-probabilities at the sampling temperature, float32.
+        reason: ``"eos"``; ``"cap"``, the turn's token cap; or ``"full"``, the context has no room for more.
+    """
+
+    lane: int
+    ids: Ids
+    logp: NDArray[np.float32]
+    reason: Literal["eos", "cap", "full"]
+
+
+class SamplingEngine(Protocol):
+    """What a collector needs; implemented here on a local model, and by clients of serving engines.
+
+    Attributes:
+        lanes: Conversations held at once.
+        capacity: Most tokens in a conversation.
+    """
+
+    lanes: int
+    capacity: int
+
+    def start(self, lane: int, ids: Sequence[int], sample_seed: int | None) -> None:
+        """Begins a conversation in a free lane; ``sample_seed`` None takes the likeliest token each time."""
+
+    def append(self, lane: int, ids: Sequence[int]) -> None:
+        """Answers a finished turn, and gives the lane its next one."""
+
+    def advance(self) -> list[Turn]:
+        """Samples until at least one lane finishes its turn; empty only if no lane is speaking."""
+
+    def release(self, lane: int) -> None:
+        """Ends a conversation, at any moment."""
+
+    def refresh(self) -> None:
+        """Takes over the policy's present weights; no conversation may be live."""
+
+
+class Engine:
+    """Samples from a causal language model on this machine.
+
+    Args:
+        model: In evaluation mode. Updated weights are used after ``refresh``.
+        eos_ids: Tokens that end a turn.
+        lanes: Conversations held at once.
+        capacity: Most tokens in a conversation; by default the model's context. Memory grows with what is used.
+        temperature: Divides the logits; log-probabilities are those of the resulting distribution.
+        max_turn_tokens: Most tokens in a turn, the EOS included.
+        lean: Forces (True) or forbids (False) the fast path; by default it is used where it is exact.
+
+    Raises:
+        ConfigError: for an illegal number.
+        CapacityError: if ``capacity`` exceeds what the model's attention serves.
+        ModelError: if the model's attention cannot be served.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        eos_ids: Iterable[int],
+        lanes: int = 64,
+        capacity: int | None = None,
+        temperature: float = 1.0,
+        max_turn_tokens: int = 64,
+        lean: bool | None = None,
+    ) -> None:
+        for name, value in (("lanes", lanes), ("max_turn_tokens", max_turn_tokens)):
+            if value < 1:
+                raise ConfigError(f"{name} = {value}: expected at least 1")
+        if not 0 < temperature < float("inf"):
+            raise ConfigError(
+                f"temperature = {temperature}: expected a positive number; for the likeliest token each time, "
+                "start lanes with sample_seed=None"
+            )
+        context = getattr(model.config, "max_position_embeddings", None)
+        if capacity is None and context is None:
+            raise ConfigError(f"{type(model).__name__} names no context length; give a capacity (max_context)")
+        self.lanes = lanes
+        self.capacity = int(capacity if capacity is not None else context)
+        self.temperature, self.max_turn_tokens = temperature, max_turn_tokens
+        self._forward = make_forward(model, lanes, self.capacity, lean)
+        self._eos = np.array(sorted(eos_ids), dtype=np.int64)
+        # Host state by slot; the live slots are the first ones.
+        self._lane = np.full(lanes, -1)
+        self._cached = np.zeros(lanes, np.int64)  # tokens whose keys and values are in the cache
+        self._known = np.zeros(lanes, np.int64)  # tokens of the conversation so far
+        self._history = np.zeros((lanes, self.capacity), np.int64)
+        self._seed = np.zeros(lanes, np.uint64)
+        self._greedy = np.zeros(lanes, np.bool_)
+        self._speaking = np.zeros(lanes, np.bool_)
+        self._said = np.zeros(lanes, np.int64)  # tokens sampled in this turn
+        self._logp = np.zeros((lanes, max_turn_tokens), np.float32)
+        self._slot: dict[int, int] = {}
+
+    @property
+    def live(self) -> int:
+        """Number of conversations that are held now."""
+        return len(self._slot)
+
+    def start(self, lane: int, ids: Sequence[int], sample_seed: int | None) -> None:
+        """Begins a conversation in a free lane; its turn is sampled by the next ``advance``.
+
+        Args:
+            lane: Any number; it names the conversation until it is released.
+            ids: Everything before the first turn, at least one token.
+            sample_seed: Seed of all its samples; None takes the likeliest token each time.
+
+        Raises:
+            CapacityError: if ``ids`` leave no room for a turn, or no lane is free.
+        """
+        if lane in self._slot:
+            raise CapacityError(f"lane {lane} is busy; release it before starting another conversation")
+        if self.live == self.lanes:
+            raise CapacityError(f"all {self.lanes} lanes are busy; release one first")
+        slot = self.live
+        self._check_room(0, ids)
+        self._slot[lane], self._lane[slot] = slot, lane
+        self._cached[slot] = self._known[slot] = 0
+        self._greedy[slot] = sample_seed is None
+        self._seed[slot] = np.uint64((sample_seed or 0) % 2**64)
+        self._force(slot, ids)
+
+    def append(self, lane: int, ids: Sequence[int]) -> None:
+        """Answers a finished turn, and gives the lane its next one.
+
+        Raises:
+            CapacityError: if there is no room for ``ids`` and one token more; the lane stays as it was.
+        """
+        slot = self._slot[lane]
+        assert not self._speaking[slot], f"lane {lane} is still speaking"
+        self._check_room(int(self._known[slot]), ids)
+        self._force(slot, ids)
+
+    def release(self, lane: int) -> None:
+        """Ends a conversation. Nothing of it can be seen by a later one."""
+        slot, last = self._slot.pop(lane), self.live
+        # `last` was computed after the pop: it is the index of the last live slot, which moves into the hole.
+        if slot != last:
+            self._forward.copy(last, slot, int(self._cached[last]))
+            for state in self._states():
+                state[slot] = state[last]
+            self._slot[int(self._lane[slot])] = slot
+        self._lane[last] = -1
+        self._cached[last] = 0
+        self._speaking[last] = False
+
+    def refresh(self) -> None:
+        """Takes over the model's present weights. Keys and values of the old ones are forgotten.
+
+        Raises:
+            CapacityError: if a conversation is live: it would go on with keys of the old weights.
+        """
+        if self.live:
+            raise CapacityError(f"{self.live} conversations are live; release them before refreshing the weights")
+        self._forward.refresh()
+
+    def advance(self) -> list[Turn]:
+        """Samples until at least one lane finishes its turn.
+
+        Returns:
+            The turns that ended, by slot; empty only if no lane has a turn to take.
+
+        Raises:
+            DivergedError: if the model's logits are not numbers.
+        """
+        while self._speaking[: self.live].any():
+            ended = self._prefill()
+            if not ended:
+                ended = self._decode()
+            if ended:
+                return [self._turn(slot) for slot in ended]
+        return []
+
+    def _decode(self) -> list[int]:
+        """One token for every speaking lane; returns the slots whose turn ended."""
+        n = self.live
+        speaking = np.flatnonzero(self._speaking[:n])
+        at = self._cached[:n]  # where each slot's last token goes; silent slots write what is overwritten later
+        last = self._history[np.arange(n), at]
+        logits = self._forward.step(self._tensor(last), self._tensor(at), int(at[speaking].max()) + 1)
+        self._cached[speaking] += 1
+        return self._sample(speaking, logits if len(speaking) == n else logits[self._tensor(speaking)])
+
+    def _prefill(self) -> list[int]:
+        """Feeds all forced tokens; returns the slots whose turn ended with the first token sampled after them."""
+        ended: list[int] = []
+        while True:
+            # A lane that decodes has one token to feed, its last; more than that is forced.
+            behind = self._known - self._cached
+            behind[self.live :] = 0
+            waiting = np.flatnonzero(self._speaking & ((behind > 1) | (self._said == 0)))
+            if not len(waiting):
+                return ended
+            self._share_prefixes(waiting)
+            rows = self._leaders(waiting)
+            behind = self._known[rows] - self._cached[rows]
+            rows = rows[np.argsort(-behind, kind="stable")]
+            width = min(CHUNK, int(behind.max()))
+            rows = rows[: max(1, PREFILL // width)]
+            ended += self._extend(rows, width)
+
+    def _extend(self, rows: NDArray[np.int64], width: int) -> list[int]:
+        """Feeds at most ``width`` tokens to each of these slots, and samples where nothing more is forced."""
+        count = np.minimum(self._known[rows] - self._cached[rows], width)
+        offset = np.arange(width) - (width - count)[:, None]  # [m,width], negative at the padding on the left
+        positions = np.where(offset >= 0, self._cached[rows, None] + offset, -1)
+        tokens = self._history[rows[:, None], np.maximum(positions, 0)]
+        self._cached[rows] += count
+        logits = self._forward.extend(
+            self._tensor(tokens), self._tensor(positions), self._tensor(rows), int(positions.max()) + 1
+        )
+        ready = np.flatnonzero(self._cached[rows] == self._known[rows])
+        return self._sample(rows[ready], logits[self._tensor(ready)]) if len(ready) else []
+
+    def _sample(self, slots: NDArray[np.int64], logits: Tensor) -> list[int]:
+        """Samples one token in each of these slots; returns those whose turn ended with it."""
+        at = self._known[slots]
+        draws = torch.from_numpy(uniforms(self._seed[slots], at)).to(logits.device)
+        greedy = torch.from_numpy(self._greedy[slots]).to(logits.device) if self._greedy[slots].any() else None
+        tokens, logp = (x.cpu().numpy() for x in sample(logits, draws, self.temperature, greedy))
+        if not np.isfinite(logp).all():
+            raise DivergedError(
+                "the policy's logits are not finite, so nothing can be sampled; go back to an earlier checkpoint"
+            )
+        said = self._said[slots]
+        self._history[slots, at] = tokens
+        self._logp[slots, said] = logp
+        self._known[slots] += 1
+        self._said[slots] += 1
+        over = (tokens[:, None] == self._eos).any(1) | (said + 1 >= self.max_turn_tokens) | (at + 1 >= self.capacity)
+        ended: list[int] = slots[over].tolist()
+        self._speaking[ended] = False
+        return ended
+
+    def _turn(self, slot: int) -> Turn:
+        known, said = int(self._known[slot]), int(self._said[slot])
+        ids = self._history[slot, known - said : known].copy()
+        full: Literal["cap", "full"] = "full" if known >= self.capacity else "cap"
+        return Turn(
+            lane=int(self._lane[slot]),
+            ids=ids,
+            logp=self._logp[slot, :said].copy(),
+            reason="eos" if ids[-1] in self._eos else full,
+        )
+
+    def _force(self, slot: int, ids: Sequence[int]) -> None:
+        known = int(self._known[slot])
+        self._history[slot, known : known + len(ids)] = ids
+        self._known[slot] += len(ids)
+        self._speaking[slot] = True
+        self._said[slot] = 0
+
+    def _check_room(self, known: int, ids: Sequence[int]) -> None:
+        if not len(ids):
+            raise CapacityError("a turn needs at least one token before it; the agent's header is one")
+        if known + len(ids) >= self.capacity:
+            raise CapacityError(
+                f"{len(ids)} tokens on top of {known} leave no room for a turn in a context of {self.capacity}; use "
+                "shorter instructions, fewer turns, or a model with a longer context"
+            )
+
+    def _share_prefixes(self, waiting: NDArray[np.int64]) -> None:
+        """Gives lanes that have nothing cached the keys and values of the longest prefix another lane holds."""
+        for slot in waiting[self._cached[waiting] == 0]:
+            lengths = self._cached[: self.live]
+            donor, length = longest_prefix(self._history[: self.live], lengths, self._opening(slot))
+            if length >= SHARED:
+                self._forward.copy(donor, int(slot), length)
+                self._cached[slot] = length
+
+    def _leaders(self, waiting: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The waiting slots without those that can copy from one of the others once it has been fed."""
+        leaders: list[int] = []
+        for slot in waiting:
+            opening = self._opening(slot)
+            if leaders and len(opening) - self._cached[slot] >= SHARED:
+                _, length = longest_prefix(self._history[leaders], self._known[leaders], opening)
+                if length - self._cached[slot] >= SHARED:
+                    continue
+            leaders.append(int(slot))
+        return np.array(leaders)
+
+    def _opening(self, slot: int) -> Ids:
+        """What a slot could take from others: all but its last token, whose logits it needs."""
+        opening: Ids = self._history[slot, : self._known[slot] - 1]
+        return opening
+
+    def _states(self) -> tuple[NDArray[np.generic], ...]:
+        return (
+            self._lane,
+            self._cached,
+            self._known,
+            self._history,
+            self._seed,
+            self._greedy,
+            self._speaking,
+            self._said,
+            self._logp,
+        )
+
+    def _tensor(self, array: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self._forward.device)
+
+
+def longest_prefix(histories: Ids, lengths: Ids, ids: Ids) -> tuple[int, int]:
+    """Row that begins with most of ``ids``, and how many they are.
+
+    Args:
+        histories: Tokens, [n, capacity].
+        lengths: How many of each row count, [n].
+        ids: What to look for, [T].
+    """
+    width = min(len(ids), int(lengths.max(initial=0)))
+    if not width:
+        return 0, 0
+    equal = histories[:, :width] == ids[:width]
+    common = np.minimum(np.where(equal.all(1), width, equal.argmin(1)), lengths)
+    best = int(common.argmax())
+    return best, int(common[best])
+
+
+def uniforms(seeds: NDArray[np.uint64], positions: Ids) -> NDArray[np.float64]:
+    """Uniform numbers in [0, 1), a function of each pair of seed and position (splitmix64; Steele et al., 2014).
+
+    The largest is ``1 - 2**-52``, so that it times a total stays below the total.
+    """
+    golden = np.uint64(0x9E3779B97F4A7C15)
+    mixed = _mix(_mix(seeds + golden) + golden * positions.astype(np.uint64))
+    return (mixed >> np.uint64(12)).astype(np.float64) * 2.0**-52
+
+
+def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+@torch.inference_mode()
+def sample(
+    logits: Tensor, draws: Tensor, temperature: float = 1.0, greedy: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Picks tokens by inverting the cumulative distribution.
+
+    Args:
+        logits: [n,V].
+        draws: Uniforms in [0, 1), float64 [n].
+        temperature: Divides the logits.
+        greedy: Where to take the likeliest token instead, bool [n].
+
+    Returns:
+        Tokens [n], and their log-probabilities at this temperature, float32 [n].
+    """
+    logp = torch.log_softmax(logits if temperature == 1.0 else logits / temperature, -1)
+    cumulative = torch.cumsum(logp.exp(), -1, dtype=torch.float64)
+    # Strictly above the draw: a token of probability 0 is never the first above it.
+    tokens = torch.searchsorted(cumulative, draws[:, None] * cumulative[:, -1:], right=True)
+    tokens = tokens.clamp_max_(logits.shape[-1] - 1)
+    if greedy is not None:
+        tokens = torch.where(greedy[:, None], logits.argmax(-1, keepdim=True), tokens)
+    return tokens[:, 0], logp.gather(-1, tokens)[:, 0]

@@ -1,0 +1,214 @@
+"""Makes the embedded checkpoints again from seeds: ``python -m benchmarks.pretrain nano``.
+
+Scripted clerks of mixed skill play the environments; a tokenizer is learned from what was said; three models that differ in
+their initialisation imitate the clerks' messages, through the same learner and chat bridge that reinforcement learning uses.
+The checkpoints ship with the package, because benchmark results must be comparable between machines; this command
+reproduces them and says how far the reproduction is from what ships.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import algos
+from algos.learner.learner import Learner, LearnerConfig
+from algos.policies.embedded import new_model, save_policy, train_tokenizer
+from algos.policies.load import EMBEDDED, Policy, make_policy
+from algos.rollout.chat import Chat
+from algos.rollout.collect import Collector, group_requests
+from algos.rollout.episodes import TokenEpisode
+from convgym import agents
+from convgym.seeding import derive_seed
+from convgym.vector import ConversationVectorEnv
+
+ROOT = 20261122  # seed of everything here
+INITS = (0, 1, 2)
+
+Dialogue = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a checkpoint is made from.
+
+    Attributes:
+        envs: ``{id: (keywords, dialogues, share of dialogues by the oracle)}``; the others are a clerk's.
+        vocab: Size of the vocabulary.
+        epochs: Passes over the corpus.
+        batch: Dialogues an optimiser step.
+        learning_rate: Peak of the cosine schedule.
+    """
+
+    envs: Mapping[str, tuple[Mapping[str, Any], int, float]]
+    vocab: int
+    epochs: int
+    batch: int
+    learning_rate: float
+
+
+RECIPES: dict[str, Recipe] = {
+    "nano": Recipe(
+        envs={
+            "convgym/CustomerService-v0": ({"difficulty": 2}, 12_000, 0.0),
+            "convgym/SlotFilling-v0": ({"difficulty": 2}, 8_000, 0.0),
+            "convgym/TextBandit-v0": ({"difficulty": 2}, 1_000, 0.0),
+        },
+        vocab=512,
+        epochs=8,
+        batch=64,
+        learning_rate=4e-3,
+    ),
+}
+
+
+def play(env_id: str, keywords: Mapping[str, Any], count: int, oracle_share: float) -> Iterator[Dialogue]:
+    """Lets scripted agents play ``count`` conversations and yields their transcripts."""
+    env = gym.make(env_id, **keywords)
+    cast = {name: agents.make(name, env, seed=ROOT) for name in ("clerk", "oracle")}
+    for i in range(count):
+        agent = cast["oracle" if (i + 0.5) * oracle_share % 1.0 > 1.0 - oracle_share else "clerk"]
+        obs, info = env.reset(seed=derive_seed(ROOT, "pretrain", env_id, i))
+        agent.reset(obs, info)
+        done = False
+        while not done:
+            obs, _, terminated, truncated, info = env.step(agent.act(obs, info))
+            done = terminated or truncated
+        yield [message.to_dict() for message in env.unwrapped.transcript()]  # type: ignore[attr-defined]
+
+
+def make_corpus(recipe: Recipe) -> list[Dialogue]:
+    """Plays every environment of a recipe."""
+    return [
+        dialogue
+        for env_id, (keywords, count, share) in recipe.envs.items()
+        for dialogue in track(play(env_id, keywords, count, share), env_id, count)
+    ]
+
+
+def corpus_hash(corpus: Sequence[Dialogue]) -> str:
+    """SHA-256 of a corpus, to tell whether two machines learned from the same words."""
+    digest = hashlib.sha256()
+    for dialogue in corpus:
+        digest.update(json.dumps(dialogue, ensure_ascii=False, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def as_episode(chat: Chat, dialogue: Dialogue) -> TokenEpisode:
+    """A transcript as a token episode whose action tokens are the agent's words and ends of turn."""
+    ids, action, turn = chat.demonstration(dialogue)
+    turns = int(turn.max()) + 1
+    return TokenEpisode(
+        ids=ids, logp=np.zeros(len(ids), np.float32), action=action, turn=turn,
+        rewards=np.zeros(turns, np.float32), state_keys=np.zeros(turns, np.int64), group=0, env_seed=0, sample_seed=0,
+    )  # fmt: skip
+
+
+def clone(
+    policy: Policy, episodes: Sequence[TokenEpisode], recipe: Recipe, seed: int, console: Console
+) -> list[float]:
+    """Trains a policy in place by behaviour cloning; returns the loss of each epoch (nats per action token)."""
+    steps = recipe.epochs * (len(episodes) // recipe.batch)
+    config = LearnerConfig(
+        learning_rate=recipe.learning_rate, updates=steps, schedule="cosine", warmup=0.05, weight_decay=0.01,
+        micro_tokens=8192, device="cpu", seed=seed,
+    )  # fmt: skip
+    learner = Learner(policy, algos.make("bc"), config)
+    losses = []
+    for epoch in range(recipe.epochs):
+        order = np.random.default_rng(derive_seed(ROOT, "order", seed, epoch)).permutation(len(episodes))
+        batches = order[: len(order) // recipe.batch * recipe.batch].reshape(-1, recipe.batch)
+        found = [
+            learner.update([episodes[i] for i in batch])["loss"]
+            for batch in track(batches, f"epoch {epoch + 1}/{recipe.epochs}", console=console, transient=True)
+        ]
+        losses.append(float(np.mean(found)))
+        console.print(f"init {seed} epoch {epoch + 1}: loss {losses[-1]:.4f}")
+    return losses
+
+
+def start_success(policy: Policy, recipe: Recipe, episodes: int = 256) -> dict[str, dict[str, float]]:
+    """Measures a policy on the validation split of every environment, sampled at temperature 1."""
+    found = {}
+    for env_id, (keywords, _, _) in recipe.envs.items():
+        make = [lambda env_id=env_id, keywords=keywords: gym.make(env_id, split="val", **keywords)] * 64
+        collected = Collector(ConversationVectorEnv(make), policy).collect(
+            group_requests(ROOT, 0, episodes, 1)
+        )
+        runs = collected.episodes
+        found[env_id] = {
+            "success": float(np.mean([run.success for run in runs])),
+            "return": float(np.mean([run.episode_return for run in runs])),
+            "turns": float(np.mean([len(run.rewards) for run in runs])),
+            "understood": float(np.mean([run.understood for run in runs])),
+        }
+    return found
+
+
+@dataclass(frozen=True)
+class Options:
+    """Remakes embedded checkpoints."""
+
+    name: tyro.conf.Positional[str] = "nano"
+    """Which one: nano."""
+    out: Path = EMBEDDED
+    """Folder to write NAME-INIT into."""
+    inits: tuple[int, ...] = field(default=INITS)
+    """Initialisation seeds."""
+    threads: int = 1
+    """Torch threads; more are slower at this size."""
+
+
+def main() -> None:
+    """Command line."""
+    options = tyro.cli(Options)
+    torch.set_num_threads(options.threads)
+    console = Console()
+    recipe = RECIPES[options.name]
+    start = time.process_time()
+    corpus = make_corpus(recipe)
+    fingerprint = corpus_hash(corpus)
+    tokenizer = train_tokenizer((m["content"] for dialogue in corpus for m in dialogue), recipe.vocab)
+    chat = Chat(tokenizer)
+    episodes = [as_episode(chat, dialogue) for dialogue in track(corpus, "tokens")]
+    lengths = [len(episode.ids) for episode in episodes]
+    console.print(
+        f"{len(corpus)} dialogues, {sum(lengths):,} tokens ({np.mean(lengths):.0f} each, at most {max(lengths)}), "
+        f"vocabulary {len(tokenizer)}, corpus {fingerprint[:12]}"
+    )
+    table = Table(
+        "init", "environment", "success", "return", "turns", "understood", title=f"start of {options.name}"
+    )
+    for init in options.inits:
+        policy = make_policy(new_model(options.name, tokenizer, seed=init), tokenizer, name=options.name)
+        losses = clone(policy, episodes, recipe, init, console)
+        folder = save_policy(policy, options.out / f"{options.name}-{init}")
+        measured = start_success(policy, recipe)
+        record = {"corpus": fingerprint, "losses": losses, "start": measured, "torch": torch.__version__}
+        (folder / "pretrain.json").write_text(json.dumps(record, indent=1) + "\n")
+        for env_id, row in measured.items():
+            table.add_row(
+                str(init),
+                env_id,
+                *(f"{row[key]:.3f}" for key in ("success", "return", "turns", "understood")),
+            )
+    console.print(table)
+    console.print(f"{time.process_time() - start:.0f} CPU-seconds on {os.cpu_count()} cores")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""The expected update against the true policy gradient, by enumeration of every batch that can be sampled.
+
+The dialogue: two turns of one token out of three, the first of which ends the conversation at once. Seven
+trajectories of two lengths, rewards on both turns.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+import algos
+from algos.base import KL, Algorithm, Batch, Scores
+from tests.algos.batches import judged
+
+REWARD = {
+    (0,): (1.0,),
+    (1, 0): (0.5, -1.0),
+    (1, 1): (0.0, 3.0),
+    (1, 2): (2.0, 0.0),
+    (2, 0): (-1.0, 1.0),
+    (2, 1): (0.25, 0.0),
+    (2, 2): (0.0, 0.0),
+}
+PLANS = list(REWARD)
+
+
+def policy() -> Tensor:
+    """Logits [4,3]: of the first token, and of the second after each first one."""
+    generator = torch.Generator().manual_seed(11)
+    return torch.randn(4, 3, generator=generator, dtype=torch.float64).requires_grad_()
+
+
+def steps(plan: tuple[int, ...]) -> list[tuple[int, int]]:
+    return [(0 if k == 0 else 1 + plan[0], token) for k, token in enumerate(plan)]
+
+
+def logp_of(logits: Tensor, plan: tuple[int, ...]) -> Tensor:
+    """[4]: observation, token, observation, token; 0 off action."""
+    table = logits.log_softmax(1)
+    zero = torch.zeros((), dtype=torch.float64)
+    chosen = [table[s, a] for s, a in steps(plan)]
+    return torch.stack([x for k in range(2) for x in (zero, chosen[k] if k < len(chosen) else zero)])
+
+
+def batch_of(plans: tuple[tuple[int, ...], ...], logits: Tensor, reference: Tensor | None = None) -> Batch:
+    """One group that holds these conversations."""
+    rows, size = len(plans), torch.tensor([len(plan) for plan in plans])
+    turn = torch.tensor([[-1, 0, -1, 1 if len(plan) > 1 else -1] for plan in plans])
+    rewards = [(*REWARD[plan], 0.0)[:2] for plan in plans]
+    logp = torch.stack([logp_of(logits, plan).detach() for plan in plans])
+    return Batch(
+        tokens=torch.zeros(rows, 4, dtype=torch.int64),
+        action=turn >= 0,
+        turn=turn,
+        reward=torch.tensor(rewards, dtype=torch.float64),
+        n_turns=size,
+        group=torch.zeros(rows, dtype=torch.int64),
+        terminated=torch.ones(rows, dtype=torch.bool),
+        state_key=torch.zeros(rows, 2, dtype=torch.int64),
+        version=torch.zeros(rows, dtype=torch.int64),
+        behaviour_logp=logp,
+        old_logp=logp,
+        ref_logp=None if reference is None else torch.stack([logp_of(reference, p).detach() for p in plans]),
+    )
+
+
+def expected_ascent(algorithm: Algorithm, size: int, reference: Tensor | None = None) -> Tensor:
+    """Sum over all groups of ``size`` episodes: their probability times the update's direction."""
+    logits = policy()
+    total = torch.zeros((), dtype=torch.float64)
+    for plans in itertools.product(PLANS, repeat=size):
+        chance = torch.stack([logp_of(logits, plan).sum() for plan in plans]).sum().exp().detach()
+        _, data, weights = judged(algorithm, batch_of(plans, logits, reference))
+        logp = torch.stack([logp_of(logits, plan) for plan in plans])
+        loss, _ = algorithm.loss(Scores(logp, torch.zeros_like(logp)), data)
+        total = total - chance * (weights * loss)[data.action].sum()
+    return torch.autograd.grad(total, logits)[0]
+
+
+def true_gradient(gamma: float = 1.0, beta: float = 0.0, reference: Tensor | None = None) -> Tensor:
+    """Gradient of the expected return, less ``beta`` times the divergence of whole conversations."""
+    logits = policy()
+    value = torch.zeros((), dtype=torch.float64)
+    for plan in PLANS:
+        logp = logp_of(logits, plan).sum()
+        gain = torch.tensor(sum(r * gamma**k for k, r in enumerate(REWARD[plan])), dtype=torch.float64)
+        if reference is not None:
+            gain = gain - beta * (logp - logp_of(reference, plan).sum())
+        value = value + logp.exp() * gain
+    return torch.autograd.grad(value, logits)[0]
+
+
+def same(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_reinforce_is_unbiased() -> None:
+    same(expected_ascent(algos.make("reinforce", baseline="none", reduce="seq_sum"), 1), true_gradient())
+    same(expected_ascent(algos.make("reinforce", baseline="none", reduce="seq_sum"), 2), true_gradient())
+
+
+def test_a_running_baseline_leaves_reinforce_unbiased() -> None:
+    algorithm = algos.make("reinforce", baseline="ema", reduce="seq_sum")
+    credit = algorithm.credit
+
+    class Remembering(type(algorithm)):  # type: ignore[misc]
+        def credit(self, batch: Batch):  # type: ignore[no-untyped-def]
+            return credit(dataclasses.replace(batch, state={"return_ema": 0.7}))
+
+    same(expected_ascent(Remembering(**{"baseline": "ema", "reduce": "seq_sum"}), 2), true_gradient())
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_rloo_is_unbiased(size: int) -> None:
+    same(expected_ascent(algos.make("rloo"), size), true_gradient())
+
+
+def test_centring_by_the_own_group_shrinks_the_gradient_by_a_known_factor() -> None:
+    for name, fields in (("dr_grpo", {"reduce": "seq_sum"}), ("reinforce", {"reduce": "seq_sum"})):
+        same(expected_ascent(algos.make(name, **fields), 3), 2 / 3 * true_gradient())
+
+
+def test_the_turns_own_returns_are_unbiased_too_with_and_without_discount() -> None:
+    for gamma in (1.0, 0.5):
+        outcome = algos.make("rloo", ratio="token", gamma_turn=gamma)
+        same(expected_ascent(outcome, 2), true_gradient(gamma))
+    process = algos.make("rloo", ratio="token", assignment="process")
+    same(expected_ascent(process, 2), true_gradient())
+
+
+@pytest.mark.parametrize("name", ["reinforce", "rloo"])
+def test_k1_in_the_reward_follows_the_divergence_of_whole_conversations(name: str) -> None:
+    reference = policy().detach().flip(0)
+    algorithm = algos.make(name, kl=KL(0.3, "reward_k1"), reduce="seq_sum")
+    if name == "reinforce":
+        algorithm = dataclasses.replace(algorithm, baseline="none")  # type: ignore[call-arg]
+    same(expected_ascent(algorithm, 2, reference), true_gradient(1.0, 0.3, reference))
+
+
+def test_dividing_by_sampled_lengths_or_deviations_is_biased_as_is_well_known() -> None:
+    for name in ("grpo", "dr_grpo"):
+        found, truth = expected_ascent(algos.make(name), 2), true_gradient()
+        scale = (found * truth).sum() / truth.square().sum()
+        assert scale > 0
+        assert (found - scale * truth).norm() > 0.01 * truth.norm()
