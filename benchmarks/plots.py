@@ -106,7 +106,8 @@ def svg(figure: Figure, title: str) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)  # an HTML parser knows both namespaces
+    text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)  # an HTML parser knows the namespace
+    text = text.replace("xlink:href=", "href=")
     text = re.sub(r"#a2000(\d)", r"var(--series-\1)", text)
     text = text.replace(INK, "var(--ink)").replace(FAINT, "var(--faint)")
     text = re.sub(r"font-family: [^;\"]*; ?", "", text)  # the page's own

@@ -45,7 +45,8 @@ class Job:
         name: Name to show.
         folder: Run folder; emptied before a start.
         config: JSON-plain `RunConfig` fields without `out`.
-        target: `"module:function"`, called with the config (and `out`) in the run's own process.
+        target: `"module:function"`, called with the config (and `out`) in the run's own process. It returns
+            the run's status, "done" if it came to its end.
     """
 
     name: str
@@ -54,12 +55,12 @@ class Job:
     target: str = TRAIN
 
 
-def train(config: dict[str, Any]) -> None:
-    """The default target: `algos.training.train.train` on these fields."""
+def train(config: dict[str, Any]) -> str:
+    """The default target: `algos.training.train.train` on these fields; returns its status."""
     from algos.training.config import RunConfig
     from algos.training.train import train as train_one
 
-    train_one(RunConfig(**config))
+    return train_one(RunConfig(**config)).status
 
 
 def is_done(job: Job) -> bool:
@@ -128,8 +129,9 @@ def _child(job: Job) -> None:
     started, error = time.perf_counter(), None
     module, _, function = job.target.partition(":")
     try:
-        getattr(importlib.import_module(module), function)({**job.config, "out": str(job.folder / OUTPUT)})
-        status, error = _trainers_word(job.folder / OUTPUT)
+        status = getattr(importlib.import_module(module), function)(
+            {**job.config, "out": str(job.folder / OUTPUT)}
+        )
     except (KeyboardInterrupt, SystemExit):
         status = "interrupted"
     except BaseException as problem:  # whatever it was, it becomes a row of the report
@@ -149,17 +151,6 @@ def _child(job: Job) -> None:
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         },
     )
-
-
-def _trainers_word(folder: Path) -> tuple[str, dict[str, Any] | None]:
-    """Status and error by the trainer's own result.json: a trainer may stop without raising."""
-    result = read_json(folder / "result.json")
-    status = str(result.get("status", "failed"))
-    if status == "done":
-        return status, None
-    message = str(result.get("error") or f"the trainer ended with status {status!r} and without a result")
-    kind = str(result.get("error_type") or message.partition(":")[0])
-    return ("interrupted" if status == "interrupted" else "failed"), _error(kind, message, [])
 
 
 def _final_record(job: Job, exitcode: int | None) -> dict[str, Any]:

@@ -152,6 +152,7 @@ def context(report: Report) -> dict[str, Any]:
         "conversations": [c for env in suite.envs for c in conversations(report, env.id, competitors)],
         "lost": [row for row in report.results.rows if not row.done],
         "cpu_seconds": sum(row.cpu_seconds for row in report.results.rows if row.done),
+        "wall_seconds": sum(s["seconds"] for s in report.results.provenance.get("sessions", [])),
         "share": lambda row: _phase_share(report.results, row),
         "version_pairs": sorted((report.results.provenance.get("versions") or {}).items()),
     }
@@ -164,13 +165,8 @@ def _environment(report: Report, index: int) -> dict[str, Any]:
     order = [standing.entry for standing in found.standings + found.controls]
     cells = sorted((c for c in found.cells if c.env == env.id), key=lambda cell: order.index(cell.entry))
     curves = [curve for i in range(len(suite.entries)) if (curve := _curve(report.results, env.id, i))]
-    figure = (
-        plots.learning_curves(
-            curves, start=start.final.estimate, oracle=report.results.oracle.get(env.id, results.NAN)
-        )
-        if curves
-        else ""
-    )
+    oracle = report.results.oracle.get(env.id, results.NAN)
+    figure = plots.learning_curves(curves, start=start.final.estimate, oracle=oracle) if curves else ""
     return {"spec": env, "start": start, "cells": cells, "figure": Markup(figure)}
 
 

@@ -154,7 +154,8 @@ def stratified_bootstrap(
 ) -> Interval:
     """Percentile interval from resampling runs with replacement inside each stratum.
 
-    Over-confident with few runs per stratum: show it, do not decide on it.
+    Over-confident with few runs per stratum: show it, do not decide on it. A stratum with one run has nothing to
+    resample: the bounds are NaN.
     Source: Agarwal et al. 2021, section 4.1.
 
     Args:
@@ -165,8 +166,8 @@ def stratified_bootstrap(
         seed: Seed of the resampling, so that a report can be made again bit for bit.
     """
     arrays, of = _clean(strata), STATISTICS[statistic]
-    if not arrays:
-        return Interval(float("nan"), float("nan"), float("nan"))
+    if not arrays or min(x.size for x in arrays) < 2:
+        return Interval(float(of(arrays)) if arrays else float("nan"), float("nan"), float("nan"))
     rng = np.random.default_rng(seed)
     drawn = [x[rng.integers(0, x.size, size=(resamples, x.size))] for x in arrays]  # each [resamples, runs_e]
     tail = (1.0 - level) / 2.0
@@ -322,8 +323,8 @@ def probability_of_improvement_interval(
 ) -> Interval:
     """`probability_of_improvement` with a stratified percentile-bootstrap interval, both sides resampled."""
     x_strata, y_strata = _both(a, b)
-    if not x_strata:
-        return Interval(float("nan"), float("nan"), float("nan"))
+    if not x_strata or min(x.size for x in (*x_strata, *y_strata)) < 2:
+        return Interval(probability_of_improvement(a, b), float("nan"), float("nan"))
     rng = np.random.default_rng(seed)
     draws = [
         _wins(

@@ -160,12 +160,12 @@ def _look_up(kind: str, name: str, known: Mapping[str, Any]) -> Any:
     return known[name]
 
 
-CUSTOMER_SERVICE = EnvSpec("convgym/CustomerService-v0", {"difficulty": 1, "instructions": "brief"}, cost=1.5)
-SLOT_FILLING = EnvSpec("convgym/SlotFilling-v0", {"difficulty": 1, "instructions": "brief"})
+CUSTOMER_SERVICE = EnvSpec("convgym/CustomerService-v0", {"difficulty": 2}, cost=1.5)
+SLOT_FILLING = EnvSpec("convgym/SlotFilling-v0", {"difficulty": 2})
 
 # Learning rates are not tuned yet: the design's feasibility probe used 3e-4 on a model of 0.1M parameters.
 GRPO = Entry("grpo", "grpo", learning_rate=3e-4)
-PPO = Entry("ppo", "ppo", learning_rate=3e-4, cost=1.5)
+PPO = Entry("ppo", "ppo", learning_rate=3e-4, cost=2.5)
 REINFORCE = Entry("reinforce", "reinforce", learning_rate=3e-4)
 SHUFFLED = Entry("reinforce-shuffled", "reinforce", learning_rate=3e-4, control="shuffled_rewards")
 

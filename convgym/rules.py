@@ -18,7 +18,10 @@ __all__ = ["AtMostOnce", "Before", "Check", "Never", "OnlyIf", "Rule", "Since", 
 
 
 class Check(Protocol):
-    """Whether ``event`` is allowed after the ``earlier`` ones."""
+    """Whether ``event`` is allowed after the ``earlier`` ones. Only successful events in ``names`` can be forbidden."""
+
+    @property
+    def names(self) -> frozenset[str]: ...
 
     def __call__(self, world: World, earlier: Sequence[Event], event: Event) -> bool: ...
 
@@ -121,6 +124,8 @@ def violations(rules: Sequence[Rule], world: World, start: int = 0) -> list[str]
     """Returns the ids of the rules broken by the events from index ``start`` on, once for each breach."""
     broken = []
     for i in range(start, len(world.log)):
-        earlier, event = world.log[:i], world.log[i]
-        broken += [rule.id for rule in rules if not rule.check(world, earlier, event)]
+        event = world.log[i]
+        if event.ok:
+            about = [rule for rule in rules if event.name in rule.check.names]
+            broken += [rule.id for rule in about if not rule.check(world, world.log[:i], event)]
     return broken

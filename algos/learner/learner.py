@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -81,19 +82,26 @@ class Tally:
     """Means of per-token metrics over all micro-batches, not over the last one."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, Tensor] = {}
+        self._totals: dict[str, tuple[float, int]] = {}  # sum, number of tokens
 
     def add(self, metrics: Mapping[str, Tensor], at: Tensor) -> None:
         """Adds metrics ``[b,T]`` where ``at`` ``[b,T]`` is true."""
-        count = at.sum()
+        tokens = int(at.sum())
         for name, value in metrics.items():
-            self._sums[name] = self._sums.get(name, 0) + value.detach()[at].double().sum()
-            self._counts[name] = self._counts.get(name, 0) + count
+            self._add(name, float(value.detach()[at].double().sum()), tokens)
 
-    def means(self) -> dict[str, float]:
-        """Metric -> mean; an empty tally has none."""
-        return {name: float(total / self._counts[name].clamp(min=1)) for name, total in self._sums.items()}
+    def means(self, accelerator: Accelerator) -> dict[str, float]:
+        """Metric -> mean over the tokens of all processes; an empty tally has none."""
+        if accelerator.num_processes > 1:
+            parts, self._totals = gather_object([self._totals]), {}
+            for part in parts:
+                for name, (total, tokens) in part.items():
+                    self._add(name, total, tokens)
+        return {name: total / max(1, tokens) for name, (total, tokens) in self._totals.items()}
+
+    def _add(self, name: str, total: float, tokens: int) -> None:
+        before = self._totals.get(name, (0.0, 0))
+        self._totals[name] = before[0] + total, before[1] + tokens
 
 
 class Learner:
@@ -186,7 +194,9 @@ class Learner:
             norms.append(norm)
         self.step += 1
 
-        metrics = tally.means() | dict(credit.metrics) | self._drift(batch)
+        metrics = (
+            {"clip_share": 0.0} | tally.means(self.accelerator) | dict(credit.metrics) | self._drift(batch)
+        )
         self._damp(metrics["kl"])
         return metrics | {
             "loss": sum(losses) / len(losses),
@@ -274,10 +284,11 @@ class Learner:
                 measured.append((metrics | (_agreement(apart) if first else {}), micro.action))
         for metrics, at in measured:  # only now: a pass that ran out of memory is done again
             tally.add(metrics, at)
-        if processes > 1:
-            for parameter in self.parameters.values():
-                parameter.grad = self.accelerator.reduce(parameter.grad, "sum")
-            total = self.accelerator.reduce(total, "sum")
+        if processes > 1:  # one message with everything in it
+            grads = [p.grad for p in self.parameters.values() if p.grad is not None]
+            summed = self.accelerator.reduce(_flat([*grads, total.float()]), "sum")
+            nn.utils.vector_to_parameters(summed[:-1], grads)
+            total = summed[-1]
         return float(total)
 
     @torch.no_grad()
@@ -410,13 +421,19 @@ class Learner:
 
 def _accelerator(config: LearnerConfig) -> Accelerator:
     names = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+    # Said aloud where there is none: accelerate forms a group of processes on the CPU only if told to use it.
+    cpu = config.device == "cpu" or not torch.accelerator.is_available()
     try:
-        return Accelerator(mixed_precision=names[config.precision], cpu=config.device == "cpu")
+        return Accelerator(mixed_precision=names[config.precision], cpu=cpu)
     except ValueError as error:
         raise ConfigError(
             f"precision={config.precision!r} and device={config.device!r} cannot be had here: {error} "
             "A process keeps the first precision and device it trained with; use a new process."
         ) from error
+
+
+def _flat(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
 def _lengths(action: Tensor) -> Tensor:

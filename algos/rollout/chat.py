@@ -1,12 +1,15 @@
 """Messages to tokens and back: the only place that touches a chat template.
 
-A conversation grows by extension. Sampled ids stay as they were sampled, and new messages are appended as the ids of
-their contents with the template's own text around them. That text (the *junctions*: what stands between two
-messages) is found once, by rendering probe conversations whose contents are sentinels; a template whose junctions
-depend on anything but the two neighbouring roles cannot grow by appending, and is refused or replaced.
+A conversation grows by extension. Sampled ids stay as they were sampled, and new messages are appended as the
+ids of their contents with the template's own text around them. That text (the *junctions*: what stands
+between two messages) is found once, by rendering probe conversations whose contents are sentinels; a template
+whose junctions depend on anything but the two neighbouring roles cannot grow by appending, and is refused or
+replaced.
 
-Nobody can forge a turn: contents are encoded by a copy of the tokenizer that knows no added tokens, junctions by the
-real one, and ids are concatenated. Markers that are plain text (``[INST]``, ``### User:``) are broken up in contents.
+Nobody can forge a turn: contents are encoded by a copy of the tokenizer that knows no added tokens, junctions
+    by the
+real one, and ids are concatenated. Markers that are plain text (``[INST]``, ``### User:``) are broken up in
+contents.
 """
 
 from __future__ import annotations
@@ -72,8 +75,8 @@ class Chat:
     """Encodes the growth of a conversation, and decodes what the policy said.
 
     Args:
-        tokenizer: A fast tokenizer. Without a chat template, a plain-text one is used; with one that cannot grow, its
-            family's training template.
+        tokenizer: A fast tokenizer. Without a chat template, a plain-text one is used; with one that cannot
+            grow, its family's training template.
         eos_ids: Tokens that end a turn, beyond the tokenizer's own EOS and the template's end marker.
 
     Attributes:
@@ -90,8 +93,8 @@ class Chat:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise TemplateError(
-                f"{type(tokenizer).__name__} is not a fast tokenizer, so its added tokens cannot be switched off "
-                "for contents. Save the tokenizer with a tokenizer.json (PreTrainedTokenizerFast)."
+                f"{type(tokenizer).__name__} is not a fast tokenizer, so its added tokens cannot be switched "
+                "off for contents. Save the tokenizer with a tokenizer.json (PreTrainedTokenizerFast)."
             )
         self._backend = backend
         self._junctions, self._trims = _growing(tokenizer)
@@ -141,7 +144,9 @@ class Chat:
             if message["role"] != "assistant":
                 continue
             if at == start and turn:
-                raise TemplateError("two agent messages follow one another; join them, or put a reply between")
+                raise TemplateError(
+                    "two agent messages follow one another; join them, or put a reply between"
+                )
             ids += self.delta(messages[start:at], last_id)
             turns += [-1] * (len(ids) - len(turns))
             ids += [*self.encode(message["content"]), self.end_id]
@@ -203,8 +208,10 @@ class Chat:
         forged = [i for i, token in enumerate(ids) if token in self.control_ids]
         if not forged:
             return ids
-        cuts = sorted({sum(encoding.offsets[i]) // 2 for i in forged} - {0, len(text)})
-        if not cuts or any(end - start < 2 for start, end in (encoding.offsets[i] for i in forged)):
+        offsets = encoding.offsets  # a copy each time
+        spans = [offsets[i] for i in forged]
+        cuts = sorted({(start + end) // 2 for start, end in spans} - {0, len(text)})
+        if not cuts or any(end - start < 2 for start, end in spans):
             return [token for token in ids if token not in self.control_ids]  # nothing left to halve
         pieces = zip([0, *cuts], [*cuts, len(text)])
         return [token for start, end in pieces for token in self._without_controls(text[start:end])]
@@ -230,8 +237,9 @@ class Chat:
         added = tokenizer.added_tokens_decoder
         controls = {i for i, token in added.items() if token.special or _structural(token.content, structure)}
         controls |= set(tokenizer.all_special_ids)
-        # An unknown character is content, unless the same id also has a part in the structure.
-        controls -= {tokenizer.unk_token_id}
+        # An unknown character is content, unless the same id also ends a turn.
+        unknown = getattr(self._backend.model, "unk_token", tokenizer.unk_token)
+        controls -= {unknown and self._backend.token_to_id(unknown)}
         return frozenset(int(i) for i in controls | self.eos_ids)
 
 
@@ -241,7 +249,7 @@ def _structural(token: str, structure: str) -> bool:
 
 
 def _growing(tokenizer: PreTrainedTokenizerFast) -> tuple[Junctions, frozenset[str]]:
-    """Junctions and trimmed roles of the tokenizer's own template, or else of its family's training template."""
+    """Junctions and trimmed roles of the tokenizer's own template, else of its family's training template."""
     own = tokenizer.chat_template
     vocabulary = tokenizer.get_added_vocab()
     family = next((text for token, text in TRAINING_TEMPLATES.items() if token in vocabulary), None)
@@ -255,8 +263,8 @@ def _growing(tokenizer: PreTrainedTokenizerFast) -> tuple[Junctions, frozenset[s
         except TemplateError as error:
             reason = reason or str(error)
     raise TemplateError(
-        f"This chat template cannot grow by appending: {reason}. Sampled tokens would have to be encoded again. "
-        "Set tokenizer.chat_template to one that renders every message the same wherever it stands."
+        f"This chat template cannot grow by appending: {reason}. Sampled tokens would have to be encoded "
+        "again. Set tokenizer.chat_template to one that renders every message the same wherever it stands."
     )
 
 
@@ -266,16 +274,16 @@ def _renderer(tokenizer: PreTrainedTokenizerFast, template: str | Mapping[str, s
 
     def render(messages: list[dict[str, str]], generate: bool) -> str:
         try:
-            text: str = tokenizer.apply_chat_template(
+            text = tokenizer.apply_chat_template(
                 messages,
                 chat_template=template,
                 tokenize=False,
                 add_generation_prompt=generate,
-                date_string="26 Jul 2024",  # some templates print today's date: the same run twice must be equal
+                date_string="26 Jul 2024",  # some templates print today's date, and runs must be repeatable
             )
         except Exception as error:  # a template raises what it likes on roles that it does not take
             raise TemplateError(f"it refuses {[m['role'] for m in messages]}: {error}") from error
-        return text
+        return str(text)
 
     return render
 
@@ -297,8 +305,8 @@ def _probe(render: Render) -> tuple[Junctions, frozenset[str]]:
         for pair, text in pieces:
             if found.setdefault(pair, text) != text:
                 raise TemplateError(
-                    f"between {pair[0]!r} and {pair[1]!r} it writes {found[pair]!r} in one place and {text!r} in "
-                    "another"
+                    f"between {pair[0]!r} and {pair[1]!r} it writes {found[pair]!r} in one place and "
+                    f"{text!r} in another"
                 )
     _reconcile(found)
     _fall_back(found)
@@ -306,7 +314,7 @@ def _probe(render: Render) -> tuple[Junctions, frozenset[str]]:
 
 
 def _pieces(render: Render, roles: list[str]) -> list[tuple[tuple[str, str], str]]:
-    """Junctions in the renderings of a conversation, at each moment at which the agent would speak, and whole."""
+    """Junctions in the renderings of a conversation, at each moment at which the agent would speak."""
     messages = [{"role": role, "content": f"qz{i}sentinel{i}zq"} for i, role in enumerate(roles)]
     ends = [i for i in range(1, len(roles)) if roles[i] == "assistant"]
     out = []
@@ -316,7 +324,9 @@ def _pieces(render: Render, roles: list[str]) -> list[tuple[tuple[str, str], str
         for message in messages[:end]:
             before, sentinel, text = text.partition(message["content"])
             if not sentinel:
-                raise TemplateError(f"it drops, changes or moves the content of a {message['role']!r} message")
+                raise TemplateError(
+                    f"it drops, changes or moves the content of a {message['role']!r} message"
+                )
             out.append(((previous, message["role"]), before))
             previous = message["role"]
         out.append(((previous, GENERATE), text))
@@ -362,28 +372,36 @@ def _trimmed(render: Render, role: str) -> bool:
 
 
 def _copies(backend: Any) -> tuple[Any, Any]:
-    """Two copies of a tokenizer, for junctions and for contents: the second one knows no added tokens.
+    """Two tokenizers over the same vocabulary, for junctions and for contents: the second knows no added
+    tokens.
 
     Both continue a text, so neither puts a space before it as at the beginning of a sentence.
     """
-    from tokenizers import Tokenizer
+    from tokenizers import Tokenizer, models
 
-    data = json.loads(backend.to_str())
-    data |= {"post_processor": None, "truncation": None, "padding": None}
-    for part in ("normalizer", "pre_tokenizer"):
-        data[part] = _continuing(data[part])
-    frames = Tokenizer.from_str(json.dumps(data))
-    return frames, Tokenizer.from_str(json.dumps(data | {"added_tokens": []}))
+    parts = {name: getattr(backend, name) for name in ("normalizer", "pre_tokenizer")}
+    plain = {name: part and json.loads(part.__getstate__()) for name, part in parts.items()}
+    continuing = {name: _continuing(part) for name, part in plain.items()}
+    frames = backend
+    if continuing != plain:
+        dummy = json.loads(Tokenizer(models.BPE()).to_str())
+        edited = Tokenizer.from_str(json.dumps(dummy | continuing))
+        parts = {name: getattr(edited, name) for name in parts}
+        frames = Tokenizer.from_str(backend.to_str())
+    contents = Tokenizer(backend.model)
+    for tokenizer in (frames, contents) if frames is not backend else (contents,):
+        tokenizer.normalizer, tokenizer.pre_tokenizer = parts["normalizer"], parts["pre_tokenizer"]
+    return frames, contents
 
 
 def _continuing(part: dict[str, Any] | None) -> dict[str, Any] | None:
     """A normaliser or pre-tokenizer without the space that some put at the beginning of a text."""
     if part is None or part["type"] == "Prepend":
         return None
-    if part["type"] == "Sequence":
-        key = "normalizers" if "normalizers" in part else "pretokenizers"
-        kept = [inner for inner in map(_continuing, part[key]) if inner is not None]
-        return part | {key: kept} if kept else None
+    for key in ("normalizers", "pretokenizers"):
+        if key in part:
+            kept = [inner for inner in map(_continuing, part[key]) if inner is not None]
+            return part | {key: kept} if kept else None
     changes = {"prepend_scheme": "never", "add_prefix_space": False}
     return part | {key: value for key, value in changes.items() if key in part}
 
@@ -391,8 +409,9 @@ def _continuing(part: dict[str, Any] | None) -> dict[str, Any] | None:
 def _plain_markers(junctions: Iterable[str], control: frozenset[str]) -> tuple[str, ...]:
     """Structural text that is spelled with ordinary tokens, longest first.
 
-    Lines and what stands between control tokens count if they look like markup (letters and punctuation), or if no
-    control token guards their junction. A bare role name inside control tokens is an ordinary word.
+    Lines and what stands between control tokens count if they look like markup (letters and punctuation), or if
+    no control token guards their junction; so do single words in brackets. A bare role name inside control tokens
+    is an ordinary word.
     """
     split = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))) or r"(?!)")
     markers: set[str] = set()
@@ -402,6 +421,7 @@ def _plain_markers(junctions: Iterable[str], control: frozenset[str]) -> tuple[s
             words = piece.strip()
             if re.search(r"\w", words) and (re.search(r"[^\w\s]", words) or not guarded):
                 markers.add(words)
+            markers.update(word for word in words.split() if re.fullmatch(r"[^\w\s].*\w.*[^\w\s]", word))
     return tuple(sorted(markers, key=lambda marker: (-len(marker), marker)))
 
 

@@ -1,7 +1,8 @@
 """The collector: conversations of a vector environment, sampled by an engine, out come token episodes.
 
 There is no barrier at a turn or at an episode: whichever lane finished its turn is stepped, and a lane whose
-conversation ended takes the next request at once. A bad episode is data, not a crash: it is set aside with its traceback,
+conversation ended takes the next request at once. A bad episode is data, not a crash: it is set aside with
+    its traceback,
 and the others go on.
 """
 
@@ -77,8 +78,8 @@ class Collected:
 def group_requests(root_seed: int, first_group: int, n_groups: int, group_size: int) -> list[EpisodeRequest]:
     """Requests for groups of episodes that share scenario and user, and differ in the policy's samples.
 
-    Seeds depend on the root, the group and the place in it only, so that every algorithm meets the same conversations
-    (common random numbers).
+    Seeds depend on the root, the group and the place in it only, so that every algorithm meets the same
+    conversations (common random numbers).
 
     Args:
         root_seed: The run's seed.
@@ -122,8 +123,8 @@ class Collector:
         policy: Its present weights are taken at each ``collect``.
         temperature: Of the samples.
         max_turn_tokens: Most tokens in a turn.
-        max_context: Most tokens in a conversation; by default the model's context. A conversation that needs more ends as
-            truncated, with the reason ``"context_full"``.
+        max_context: Most tokens in a conversation; by default the model's context. A conversation that needs
+            more ends as truncated, with the reason ``"context_full"``.
         engine: Another engine than the one in this process, e.g. a serving engine's client.
 
     Raises:
@@ -217,8 +218,8 @@ class _Run:
             free += [turn.lane for turn, text in zip(turns, texts) if not self.proceed(turn, text)]
 
     def begin(self, lane: int, index: int, request: EpisodeRequest) -> bool:
-        """Opens a conversation; False if it failed, and the lane is still free."""
-        live = self.live[lane] = _Live(index, request)
+        """Opens a conversation; False if that failed."""
+        self.live[lane] = _Live(index, request)
         options = dict(request.options) if request.options else None
         try:
             with self.timed("env"):
@@ -230,7 +231,7 @@ class _Run:
         return True
 
     def proceed(self, turn: Turn, text: str) -> bool:
-        """Says a finished turn to its environment; False if that ended the conversation, and the lane is free."""
+        """Says a finished turn to its environment; False if that ended the conversation."""
         live = self.live[turn.lane]
         live.spans.append((len(live.ids), turn))
         live.ids += turn.ids.tolist()

@@ -1,14 +1,18 @@
 """The rollout engine: many conversations sampled at once, each keeping its keys and values over turns.
 
 A *lane* holds one live conversation. The user's reply is appended to what is already cached, so the cost of a
-conversation is linear in its tokens. Lanes do not wait for one another: forced tokens are fed to the lanes that have
+conversation is linear in its tokens. Lanes do not wait for one another: forced tokens are fed to the lanes
+    that have
 them while the others keep decoding, and ``advance`` returns as soon as any lane has finished its turn.
 
-Lanes live in *slots* of the cache, and live slots are kept in front: decoding reads a prefix of the cache without
+Lanes live in *slots* of the cache, and live slots are kept in front: decoding reads a prefix of the cache
+    without
 copying it, and costs little when few conversations are left.
 
-Sampling is reproducible: the uniform that picks a token depends on the lane's seed and on the token's position and on
-nothing else, so that neither the number of lanes nor the order of their turns changes what is sampled (rounding apart).
+Sampling is reproducible: the uniform that picks a token depends on the lane's seed and on the token's
+    position and on
+nothing else, so that neither the number of lanes nor the order of their turns changes what is sampled
+(rounding apart).
 """
 
 from __future__ import annotations
@@ -84,7 +88,8 @@ class Engine:
         model: In evaluation mode. Updated weights are used after ``refresh``.
         eos_ids: Tokens that end a turn.
         lanes: Conversations held at once.
-        capacity: Most tokens in a conversation; by default the model's context. Memory grows with what is used.
+        capacity: Most tokens in a conversation; by default the model's context. Memory grows with what is
+            used.
         temperature: Divides the logits; log-probabilities are those of the resulting distribution.
         max_turn_tokens: Most tokens in a turn, the EOS included.
         lean: Forces (True) or forbids (False) the fast path; by default it is used where it is exact.
@@ -106,19 +111,22 @@ class Engine:
         max_turn_tokens: int = 64,
         lean: bool | None = None,
     ) -> None:
-        for name, value in (("lanes", lanes), ("max_turn_tokens", max_turn_tokens)):
-            if value < 1:
+        numbers = {"lanes": lanes, "max_turn_tokens": max_turn_tokens, "capacity": capacity}
+        for name, value in numbers.items():
+            if value is not None and value < 1:
                 raise ConfigError(f"{name} = {value}: expected at least 1")
         if not 0 < temperature < float("inf"):
             raise ConfigError(
-                f"temperature = {temperature}: expected a positive number; for the likeliest token each time, "
-                "start lanes with sample_seed=None"
+                f"temperature = {temperature}: expected a positive number; to take the likeliest token each "
+                "time, start lanes with sample_seed=None"
             )
         context = getattr(model.config, "max_position_embeddings", None)
         if capacity is None and context is None:
-            raise ConfigError(f"{type(model).__name__} names no context length; give a capacity (max_context)")
+            raise ConfigError(
+                f"{type(model).__name__} names no context length; give a capacity (max_context)"
+            )
         self.lanes = lanes
-        self.capacity = int(capacity if capacity is not None else context)
+        self.capacity = int(capacity or context or 0)
         self.temperature, self.max_turn_tokens = temperature, max_turn_tokens
         self._forward = make_forward(model, lanes, self.capacity, lean)
         self._eos = np.array(sorted(eos_ids), dtype=np.int64)
@@ -130,6 +138,7 @@ class Engine:
         self._seed = np.zeros(lanes, np.uint64)
         self._greedy = np.zeros(lanes, np.bool_)
         self._speaking = np.zeros(lanes, np.bool_)
+        self._opening = np.zeros(lanes, np.bool_)  # nothing sampled yet: a prefix may be shared
         self._said = np.zeros(lanes, np.int64)  # tokens sampled in this turn
         self._logp = np.zeros((lanes, max_turn_tokens), np.float32)
         self._slot: dict[int, int] = {}
@@ -158,6 +167,7 @@ class Engine:
         self._check_room(0, ids)
         self._slot[lane], self._lane[slot] = slot, lane
         self._cached[slot] = self._known[slot] = 0
+        self._opening[slot] = True
         self._greedy[slot] = sample_seed is None
         self._seed[slot] = np.uint64((sample_seed or 0) % 2**64)
         self._force(slot, ids)
@@ -193,7 +203,9 @@ class Engine:
             CapacityError: if a conversation is live: it would go on with keys of the old weights.
         """
         if self.live:
-            raise CapacityError(f"{self.live} conversations are live; release them before refreshing the weights")
+            raise CapacityError(
+                f"{self.live} conversations are live; release them before refreshing the weights"
+            )
         self._forward.refresh()
 
     def advance(self) -> list[Turn]:
@@ -217,14 +229,16 @@ class Engine:
         """One token for every speaking lane; returns the slots whose turn ended."""
         n = self.live
         speaking = np.flatnonzero(self._speaking[:n])
-        at = self._cached[:n]  # where each slot's last token goes; silent slots write what is overwritten later
+        at = self._cached[
+            :n
+        ]  # where each slot's last token goes; silent slots write what is overwritten later
         last = self._history[np.arange(n), at]
         logits = self._forward.step(self._tensor(last), self._tensor(at), int(at[speaking].max()) + 1)
         self._cached[speaking] += 1
         return self._sample(speaking, logits if len(speaking) == n else logits[self._tensor(speaking)])
 
     def _prefill(self) -> list[int]:
-        """Feeds all forced tokens; returns the slots whose turn ended with the first token sampled after them."""
+        """Feeds all forced tokens; returns the slots whose turn ended with the first token after them."""
         ended: list[int] = []
         while True:
             # A lane that decodes has one token to feed, its last; more than that is forced.
@@ -258,18 +272,26 @@ class Engine:
         """Samples one token in each of these slots; returns those whose turn ended with it."""
         at = self._known[slots]
         draws = torch.from_numpy(uniforms(self._seed[slots], at)).to(logits.device)
-        greedy = torch.from_numpy(self._greedy[slots]).to(logits.device) if self._greedy[slots].any() else None
+        greedy = (
+            torch.from_numpy(self._greedy[slots]).to(logits.device) if self._greedy[slots].any() else None
+        )
         tokens, logp = (x.cpu().numpy() for x in sample(logits, draws, self.temperature, greedy))
         if not np.isfinite(logp).all():
             raise DivergedError(
-                "the policy's logits are not finite, so nothing can be sampled; go back to an earlier checkpoint"
+                "the policy's logits are not finite, so nothing can be sampled; go back to an earlier "
+                "checkpoint"
             )
         said = self._said[slots]
         self._history[slots, at] = tokens
         self._logp[slots, said] = logp
         self._known[slots] += 1
         self._said[slots] += 1
-        over = (tokens[:, None] == self._eos).any(1) | (said + 1 >= self.max_turn_tokens) | (at + 1 >= self.capacity)
+        self._opening[slots] = False
+        over = (
+            (tokens[:, None] == self._eos).any(1)
+            | (said + 1 >= self.max_turn_tokens)
+            | (at + 1 >= self.capacity)
+        )
         ended: list[int] = slots[over].tolist()
         self._speaking[ended] = False
         return ended
@@ -297,35 +319,35 @@ class Engine:
             raise CapacityError("a turn needs at least one token before it; the agent's header is one")
         if known + len(ids) >= self.capacity:
             raise CapacityError(
-                f"{len(ids)} tokens on top of {known} leave no room for a turn in a context of {self.capacity}; use "
-                "shorter instructions, fewer turns, or a model with a longer context"
+                f"{len(ids)} tokens on top of {known} leave no room for a turn in a context of "
+                f"{self.capacity}; use shorter instructions, fewer turns, or a model with a longer context"
             )
 
     def _share_prefixes(self, waiting: NDArray[np.int64]) -> None:
-        """Gives lanes that have nothing cached the keys and values of the longest prefix another lane holds."""
-        for slot in waiting[self._cached[waiting] == 0]:
+        """Gives openings that are not fed yet the keys and values of the longest prefix that is held."""
+        for slot in waiting[self._opening[waiting]]:
             lengths = self._cached[: self.live]
-            donor, length = longest_prefix(self._history[: self.live], lengths, self._opening(slot))
-            if length >= SHARED:
+            donor, length = longest_prefix(self._history[: self.live], lengths, self._takeable(slot))
+            if length - self._cached[slot] >= SHARED:
                 self._forward.copy(donor, int(slot), length)
                 self._cached[slot] = length
 
     def _leaders(self, waiting: NDArray[np.int64]) -> NDArray[np.int64]:
         """The waiting slots without those that can copy from one of the others once it has been fed."""
         leaders: list[int] = []
-        for slot in waiting:
-            opening = self._opening(slot)
-            if leaders and len(opening) - self._cached[slot] >= SHARED:
-                _, length = longest_prefix(self._history[leaders], self._known[leaders], opening)
+        for slot in waiting.tolist():
+            if leaders and self._opening[slot]:
+                histories, lengths = self._history[leaders], self._known[leaders]
+                _, length = longest_prefix(histories, lengths, self._takeable(slot))
                 if length - self._cached[slot] >= SHARED:
                     continue
-            leaders.append(int(slot))
+            leaders.append(slot)
         return np.array(leaders)
 
-    def _opening(self, slot: int) -> Ids:
+    def _takeable(self, slot: int) -> Ids:
         """What a slot could take from others: all but its last token, whose logits it needs."""
-        opening: Ids = self._history[slot, : self._known[slot] - 1]
-        return opening
+        tokens: Ids = self._history[slot, : self._known[slot] - 1]
+        return tokens
 
     def _states(self) -> tuple[NDArray[np.generic], ...]:
         return (
@@ -336,6 +358,7 @@ class Engine:
             self._seed,
             self._greedy,
             self._speaking,
+            self._opening,
             self._said,
             self._logp,
         )
@@ -362,7 +385,8 @@ def longest_prefix(histories: Ids, lengths: Ids, ids: Ids) -> tuple[int, int]:
 
 
 def uniforms(seeds: NDArray[np.uint64], positions: Ids) -> NDArray[np.float64]:
-    """Uniform numbers in [0, 1), a function of each pair of seed and position (splitmix64; Steele et al., 2014).
+    """Uniform numbers in [0, 1), a function of each pair of seed and position (splitmix64; Steele et al.,
+    2014).
 
     The largest is ``1 - 2**-52``, so that it times a total stays below the total.
     """

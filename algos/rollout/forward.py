@@ -1,7 +1,9 @@
-"""The general path of the rollout engine: any causal language model through its own forward, with a cache of ours.
+"""The general path of the rollout engine: any causal language model through its own forward, with a cache of
+ours.
 
-The model gets explicit positions, a four-dimensional mask, and a cache whose layers write each row where its own
-conversation has got to. Whether its architecture respects all three is not guessed from its name but tried: two
+The model gets explicit positions, a four-dimensional mask, and a cache whose layers write each row where its
+own conversation has got to. Whether its architecture respects all three is not guessed from its name but
+    tried: two
 conversations are fed in ragged pieces, and must give the logits of a plain forward.
 """
 
@@ -73,37 +75,36 @@ def check_attention(config: Any, capacity: int) -> None:
     unknown = kinds - {"full_attention", "sliding_attention"}
     if unknown:
         raise ModelError(
-            f"{config.model_type} has layers of kind {', '.join(sorted(unknown))}; the rollout engine keeps keys and "
-            "values of full attention only. Use a model with full attention."
+            f"{config.model_type} has layers of kind {', '.join(sorted(unknown))}; the rollout engine keeps "
+            "keys and values of full attention only. Use a model with full attention."
         )
     window = getattr(config, "sliding_window", None)
     slides = "sliding_attention" in kinds or (not kinds and getattr(config, "use_sliding_window", True))
     if window and slides and capacity > window:
         raise CapacityError(
-            f"{config.model_type} attends to the last {window} tokens only, and a conversation may have {capacity}; "
-            f"set max_context to at most {window}, where a sliding window is full attention"
+            f"{config.model_type} attends to the last {window} tokens only, and a conversation may have "
+            f"{capacity}; set max_context to at most {window}, where a sliding window is full attention"
         )
     rope = getattr(config, "rope_parameters", None) or {}
     if isinstance(rope, dict) and rope.get("rope_type") in ("dynamic", "longrope"):
         raise ModelError(
-            f"{config.model_type} uses {rope['rope_type']} RoPE, whose angles change as a conversation grows, so kept "
-            "keys go stale. Set another rope_type in its config.json."
+            f"{config.model_type} uses {rope['rope_type']} RoPE, whose angles change as a conversation "
+            "grows, so kept keys go stale. Set another rope_type in its config.json."
         )
 
 
-class _Layer(CacheLayerMixin):  # type: ignore[misc]
-    """Keys and values of one layer, [slots, heads, columns, width]; the last column takes what padding writes."""
+class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
+    """Keys and values of one layer, [slots, heads, columns, width]; padding writes to the last column."""
+
+    keys: Tensor
+    values: Tensor
 
     def __init__(self, lanes: LaneCache) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.lanes = lanes
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        slots, columns = self.lanes.slots, self.lanes.room + 1
-        self.keys, self.values = (
-            torch.zeros(slots, x.shape[1], columns, x.shape[3], dtype=x.dtype, device=x.device)
-            for x in (key_states, value_states)
-        )
+        self.keys, self.values = self._empty(key_states), self._empty(value_states)
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
@@ -118,10 +119,13 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
             return self.keys[: len(rows), :, :live], self.values[: len(rows), :, :live]
         return self.keys[:, :, :live].index_select(0, rows), self.values[:, :, :live].index_select(0, rows)
 
+    def _empty(self, like: Tensor) -> Tensor:
+        shape = (self.lanes.slots, like.shape[1], self.lanes.room + 1, like.shape[3])
+        return torch.zeros(shape, dtype=like.dtype, device=like.device)
+
     def _grown(self, old: Tensor) -> Tensor:
-        slots, heads, columns, width = old.shape
-        new = torch.zeros(slots, heads, self.lanes.room + 1, width, dtype=old.dtype, device=old.device)
-        new[:, :, : columns - 1] = old[:, :, : columns - 1]
+        new = self._empty(old)
+        new[:, :, : old.shape[2] - 1] = old[:, :, :-1]
         return new
 
     def get_seq_length(self) -> int:
@@ -137,11 +141,12 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
         return self.lanes.live, 0
 
 
-class LaneCache(Cache):  # type: ignore[misc]
-    """A cache in which every row has its own write position; ``rows``, ``positions`` and ``live`` say where."""
+class LaneCache(Cache):
+    """A cache whose rows have their own write positions; ``rows``, ``positions`` and ``live`` say where."""
 
     def __init__(self, layers: int, slots: int, capacity: int) -> None:
-        super().__init__(layers=[_Layer(self) for _ in range(layers)])
+        self.lanes = [_Layer(self) for _ in range(layers)]
+        super().__init__(layers=list(self.lanes))
         self.slots, self.capacity = slots, capacity
         self.room = min(capacity, 255)
         self.rows = self.positions = torch.empty(0, dtype=torch.int64)
@@ -186,7 +191,7 @@ class ModelForward:
     @torch.inference_mode()
     def copy(self, source: int, target: int, length: int) -> None:
         """Copies the first ``length`` columns of a slot to another."""
-        for layer in self._cache.layers:
+        for layer in self._cache.lanes:
             for cache in (layer.keys, layer.values):
                 cache[target, :, :length] = cache[source, :, :length]
 
@@ -198,7 +203,8 @@ class ModelForward:
         cache.rows, cache.live = slots, live
         cache.positions = torch.where(padded, cache.room, positions)
         dtype = self._model.dtype
-        # Finite, so that a padding row, which may see nothing real, is not NaN: NaN values would leak through 0 weights.
+        # Finite, so that a padding row, which may see nothing real, is not NaN: NaN values would leak through
+        # 0 weights.
         unseen = torch.arange(live, device=self.device) > positions[:, :, None]  # [m,q,live]
         mask = torch.zeros(unseen.shape, dtype=dtype, device=self.device)
         mask.masked_fill_(unseen, torch.finfo(dtype).min)
@@ -222,7 +228,9 @@ def _try_out(model: PreTrainedModel) -> None:
         ModelError: if the model fails, or its logits differ.
     """
     forward = ModelForward(model, slots=2, capacity=8)
-    ids = (torch.arange(12, device=forward.device) * 7 + 3).view(2, 6) % model.config.get_text_config().vocab_size
+    ids = (torch.arange(12, device=forward.device) * 7 + 3).view(
+        2, 6
+    ) % model.config.get_text_config().vocab_size
     whole = [model(input_ids=row[None], use_cache=False).logits[0].float() for row in ids]
     try:
         pieces = forward.extend(
@@ -236,14 +244,14 @@ def _try_out(model: PreTrainedModel) -> None:
         )
     except Exception as error:  # whatever an unforeseen architecture raises
         raise ModelError(
-            f"{type(model).__name__} does not run on a cache of slots: {error!r}. Load it with attn_implementation "
-            "'sdpa' or 'eager'; if it still fails, the rollout engine cannot serve it."
+            f"{type(model).__name__} does not run on a cache of slots: {error!r}. Load it with "
+            "attn_implementation 'sdpa' or 'eager'; if it still fails, the rollout engine cannot serve it."
         ) from error
     expected = torch.stack([whole[0][3], whole[1][1], whole[0][4], whole[1][2]])
-    error = (torch.cat([pieces, steps]) - expected).abs().max().item()
+    difference = (torch.cat([pieces, steps]) - expected).abs().max().item()
     tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
-    if not error <= tolerance * max(1.0, expected.abs().max().item()):
+    if not difference <= tolerance * max(1.0, expected.abs().max().item()):
         raise ModelError(
-            f"{type(model).__name__} gives other logits on a cache of slots (by {error:.3g}): it does not respect "
-            "explicit positions and masks (ALiBi, recurrent state), so the rollout engine cannot serve it"
+            f"{type(model).__name__} gives other logits on a cache of slots (by {difference:.3g}): it does "
+            "not respect explicit positions and masks (ALiBi, recurrent state), so it cannot be served"
         )

@@ -1,15 +1,20 @@
 """The fast path of the rollout engine for Llama-shaped models: the same weights, a dozen operations a layer.
 
-What ``transformers`` spends on dispatch, cache objects and masks, a small model cannot afford. Here the projections of
-a layer are fused and stored transposed, and rotary embedding is one complex product: the columns of queries and keys
-are reordered so that the two halves that rotate together stand side by side (queries and keys alike, so that their dot
-products stay what they were).
+What ``transformers`` spends on dispatch, cache objects and masks, a small model cannot afford. Here the
+projections of
+a layer are fused and stored transposed, and rotary embedding is one complex product: the columns of queries
+    and keys
+are reordered so that the two halves that rotate together stand side by side (queries and keys alike, so that
+their dot products stay what they were).
 
-A row of the fused projection is ``[queries | key, value of head 0 | key, value of head 1 | ...]``. The rotation table
-covers it whole: rotation times ``head_dim ** -0.5`` for queries, rotation for keys, 1 for values. So the right part of
+A row of the fused projection is ``[queries | key, value of head 0 | key, value of head 1 | ...]``. The
+rotation table
+covers it whole: rotation times ``head_dim ** -0.5`` for queries, rotation for keys, 1 for values. So the
+    right part of
 the rotated row goes into the cache as it is.
 
-Letters of comments: n lanes in a decoding step; m rows of q tokens in an extension; M live columns of the cache;
+Letters of comments: n lanes in a decoding step; m rows of q tokens in an extension; M live columns of the
+    cache;
 H query heads, N key-value heads, E width of a head.
 """
 
@@ -35,9 +40,9 @@ class _Layer(NamedTuple):
 
 
 def is_lean(model: Any) -> bool:
-    """Whether the fast path computes this model exactly: Llama, or Qwen2, with full attention and static RoPE."""
+    """Whether the fast path computes this model exactly: plain Llama or Qwen2 with static RoPE."""
     config = model.config
-    if config.model_type not in ("llama", "qwen2") or config.hidden_act != "silu":
+    if type(model).__name__ not in ("LlamaForCausalLM", "Qwen2ForCausalLM") or config.hidden_act != "silu":
         return False
     attention = model.model.layers[0].self_attn
     linear = (attention.q_proj, attention.o_proj, model.model.layers[0].mlp.gate_proj, model.lm_head)
@@ -174,10 +179,11 @@ class LeanForward:
         if N == 1:
             return slots * columns + positions
         heads = torch.arange(N, device=self.device)
-        return ((slots[:, None] * N + heads) * columns + positions[:, None]).view(-1)
+        rows: Tensor = (slots[:, None] * N + heads) * columns + positions[:, None]
+        return rows.view(-1)
 
     def _reserve(self, live: int) -> None:
-        """Grows the cache (doubling) until ``live`` columns fit; one more column takes what padding writes."""
+        """Grows the cache (doubling) until ``live`` columns fit; padding writes to one column more."""
         if live <= self._room:
             return
         room = min(max(live, 2 * self._room), self._capacity)
@@ -199,7 +205,8 @@ class LeanForward:
     def _interleaved(self, heads: int) -> Tensor:
         """Column order that puts the halves of each head side by side: 0, E/2, 1, E/2 + 1, ..."""
         one = torch.arange(self._width, device=self.device).view(2, -1).t().reshape(-1)
-        return (torch.arange(heads, device=self.device)[:, None] * self._width + one).view(-1)
+        order: Tensor = torch.arange(heads, device=self.device)[:, None] * self._width + one
+        return order.view(-1)
 
     def _fuse(self, layer: Any, order: Tensor) -> _Layer:
         H, N, E = self._heads, self._kv_heads, self._width

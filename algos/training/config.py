@@ -357,8 +357,12 @@ def from_args(args: Sequence[str], prog: str | None = None) -> tuple[RunConfig, 
     front = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     front.add_argument("--profile")
     front.add_argument("--algo", default=RunConfig.algo)
+    front.add_argument("--out", default="")
+    front.add_argument("--resume", action="store_true")
     known, _ = front.parse_known_args(args)
     default = RunConfig.profile(known.profile, algo=known.algo) if known.profile else RunConfig()
+    if known.resume and (Path(known.out) / "config.json").exists():
+        default = RunConfig.load(known.out)  # a run goes on as it began; nobody need repeat its options
 
     def train(
         config: Annotated[RunConfig, arg(name="")] = default,

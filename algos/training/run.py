@@ -15,10 +15,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
 from accelerate.utils import gather_object
+from transformers.utils import logging
 
 import algos
 from algos.learner import checkpoint
@@ -28,11 +28,10 @@ from algos.policies.load import load_policy
 from algos.rollout.collect import Collector, EpisodeRequest, Failure, group_requests
 from algos.rollout.episodes import TokenEpisode
 from algos.training.config import RunConfig
+from algos.training.envs import make_envs
 from algos.training.loggers import Several, open_loggers
-from convgym.errors import ConfigError, EnvError, UnknownNameError
-from convgym.registration import ENVIRONMENTS
+from convgym.errors import ConfigError, EnvError
 from convgym.seeding import derive_seed
-from convgym.vector import ConversationVectorEnv
 
 KEPT_SAMPLES = 3  # conversations of an evaluation that are written down
 MAY_CHANGE = {  # what a resumed run may set anew; any other change would make it another run
@@ -83,6 +82,7 @@ class Run:
         self.folder = Path(str(config.out))
         _check_folder(config, self.folder, resume)
         torch.set_num_threads(config.threads)
+        no_progress_bars()
         algorithm = algos.make(config.algo, **config.algo_fields)
         self.policy = load_policy(config.model, init=config.init)
         self.envs = make_envs(config.env, config.lanes, config.env_kwargs)
@@ -177,10 +177,7 @@ class Run:
         """Has the held-out conversations, the same ones each time, and writes records and a few
         transcripts."""
         config = self.config
-        requests = [
-            dataclasses.replace(request, options={"split": config.eval_split})
-            for request in group_requests(derive_seed(config.seed, "eval"), 0, config.eval_episodes, 1)
-        ]
+        requests = eval_requests(config.seed, config.eval_episodes, config.eval_split)
         records: list[dict[str, Any]] = []
         for mode in config.eval_modes:
             episodes = self._converse(requests, greedy=mode == "greedy")
@@ -219,6 +216,12 @@ class Run:
             shutil.rmtree(final, ignore_errors=True)
             os.rename(temporary, final)
             self._write_result({"status": "done"})
+        self.processes.wait_for_everyone()
+
+    def anyone(self, wish: object) -> bool:
+        """Whether a wish is held by any of the processes: they must all leave the loop at the same place."""
+        held = torch.tensor(float(bool(wish)), device=self.processes.device)
+        return bool(self.processes.reduce(held, "sum") > 0)
 
     @contextlib.contextmanager
     def recorded(self) -> Iterator[None]:
@@ -258,8 +261,8 @@ class Run:
         if len(failures) > self.config.max_failures * asked or len(failures) == asked:
             raise EnvError(
                 f"Expected at most {self.config.max_failures:.0%} of the conversations to break; "
-                f"{len(failures)} of {asked} did. Their tracebacks are in {self.folder / 'failures.jsonl'}; the first:\n"
-                f"{failures[0].error}"
+                f"{len(failures)} of {asked} did. All tracebacks are in {self.folder / 'failures.jsonl'}; "
+                f"the first:\n{failures[0].error}"
             )
 
     def _tick(self) -> None:
@@ -275,19 +278,17 @@ class Run:
         _write(self.folder / "result.json", result)
 
 
-def make_envs(env: str, lanes: int, settings: Mapping[str, Any]) -> ConversationVectorEnv:
-    """The lanes of an environment.
+def no_progress_bars() -> None:
+    """Stops transformers from drawing over our own output while it reads and writes models."""
+    of_transformers: Any = logging
+    of_transformers.disable_progress_bar()
 
-    Raises:
-        UnknownNameError: If there is no such environment.
-        ConfigError: If it has no such setting.
-    """
-    try:
-        return ConversationVectorEnv([lambda: gym.make(env, **settings)] * lanes, "Disabled")
-    except gym.error.UnregisteredEnv as error:
-        raise UnknownNameError.of("environment", env, ENVIRONMENTS) from error
-    except (gym.error.Error, TypeError) as error:
-        raise ConfigError(f"{env} cannot be made with {dict(settings)}: {error}.") from error
+
+def eval_requests(seed: int, episodes: int, split: str) -> list[EpisodeRequest]:
+    """Held-out conversations: the same ones in every evaluation of a run, and for every algorithm with its
+    seed."""
+    requests = group_requests(derive_seed(seed, "eval"), 0, episodes, 1)
+    return [dataclasses.replace(request, options={"split": split}) for request in requests]
 
 
 def shuffled_rewards(episodes: Sequence[TokenEpisode], seed: int) -> list[TokenEpisode]:

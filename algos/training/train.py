@@ -8,13 +8,13 @@ one.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from accelerate import PartialState
 
 from algos.learner.faults import Interrupts
 from algos.training.config import RunConfig, from_args
@@ -65,39 +65,45 @@ def train(config: RunConfig, *, resume: bool = False) -> RunResult:
     with run.recorded(), Interrupts() as interrupts:
         if run.step == 0 and not run.done:
             run.evaluate()
-        while not run.done and not interrupts.requested:
+        stop = False
+        while not run.done and not stop:
             started = time.perf_counter()
             episodes = run.collect()
             collected = time.perf_counter()
             metrics = run.update(episodes)
             updated = time.perf_counter()
             run.log(episodes, metrics, rollout=collected - started, update=updated - collected)
+            stop = run.anyone(interrupts.requested)
             if run.due(run.config.eval_every):
                 run.evaluate()
-            if run.due(run.config.save_every) or run.done or interrupts.requested:
+            if run.due(run.config.save_every) or run.done or stop:
                 run.save()
         if run.done:
             run.finish()
     return RunResult.read(run.folder)
 
 
-def main(args: Sequence[str] | None = None, prog: str | None = None) -> int:
-    """Trains from command-line arguments; returns the exit code."""
-    try:
-        config, resume = from_args(sys.argv[1:] if args is None else args, prog)
-        result = train(config, resume=resume)
-    except ConvgymError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
+def launch(config: RunConfig, *, resume: bool = False) -> int:
+    """Trains, and says on the terminal how it ended; returns the exit code: 0, or 130 after a signal."""
+    result = train(config, resume=resume)
     if result.status != "done":
         print(f"Interrupted, and saved. Go on with: --resume --out {result.folder}", file=sys.stderr)
         return 130
-    if not config.quiet:
+    if not config.quiet and PartialState().is_main_process:
         final = result.result["final"]
         print(f"{result.folder}: success {final['success']:.1%}, return {final['return']:.3f}")
     return 0
 
 
+def main() -> int:
+    """``python -m algos.training.train``, which is also what ``accelerate launch -m`` starts."""
+    try:
+        config, resume = from_args(sys.argv[1:])
+        return launch(config, resume=resume)
+    except ConvgymError as error:
+        print(f"convgym: {error}", file=sys.stderr)
+        return 2
+
+
 if __name__ == "__main__":
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     sys.exit(main())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import ClassVar, NamedTuple
 
@@ -180,8 +179,7 @@ TOOLS = {factor: _tools(factor) for factor in ("zip", "pin")}
 # -- policy ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Parameters:
+class Parameters(NamedTuple):
     """What varies in the policy from seed to seed."""
 
     factor: str
@@ -214,6 +212,7 @@ def _under_limit(limit: int, world: World, event: Event) -> bool:
     return item is not None and item.price <= limit
 
 
+@lru_cache(maxsize=64)  # two factors, three windows, two limits, with and without confirmation: 24
 @lru_cache(maxsize=64)  # two factors, three windows, two limits, with and without confirmation: 24
 def make_rules(p: Parameters) -> tuple[Rule, ...]:
     """Builds the policy of one episode; text and checks come from the same parameters."""
@@ -258,8 +257,7 @@ def make_rules(p: Parameters) -> tuple[Rule, ...]:
     return tuple(rules)
 
 
-@dataclass(frozen=True)
-class Goal:
+class Goal(NamedTuple):
     """What has to be true at the end, as predicates on the world and its log.
 
     Attributes:
@@ -305,7 +303,8 @@ class Goal:
 
     def _damage(self, world: World) -> str:
         """Names what was done that must not be: another write, a false claim, a broken rule, a needless hand-over."""
-        if sum(event.write for event in world.log) > sum(world.happened(name, **args) for name, args in self.effects):
+        writes = [event for event in world.log if event.write]
+        if len(writes) > len([name for name, args in self.effects if world.happened(name, **args)]):
             return "another write"
         if not self.escalate and world.happened("escalate"):
             return "needless escalation"

@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from pydantic import Field, create_model
 
@@ -68,8 +68,7 @@ def canonical(value: str) -> str:
     return canonical_number(text) or text
 
 
-@dataclass(frozen=True)
-class Form:
+class Form(NamedTuple):
     """The goal: the form with its latest values.
 
     Attributes:
@@ -207,6 +206,7 @@ def _value(rng: random.Random, slot: str, other_than: str = "") -> str:
     return rng.choice([value for value in SLOTS[slot] if value != other_than])
 
 
+@lru_cache(maxsize=512)  # 3, 4, 5, 6 or 8 of eight slots: 211 forms, in two styles
 @lru_cache(maxsize=512)  # 3, 4, 5, 6 or 8 of eight slots: 211 forms, in two styles
 def _instructions(form: tuple[str, ...], style: str) -> str:
     if style == "brief":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from convgym.core import ConversationEnv, Split, Task, expect
 from convgym.errors import ConfigError
@@ -59,8 +59,7 @@ class Payer:
         return Reply("It pays 1." if paid else "It pays 0.", end=end)
 
 
-@dataclass(frozen=True)
-class BestArm:
+class BestArm(NamedTuple):
     """Success is to name the best word at every pull; the score is the expected pay over the best possible."""
 
     arms: tuple[str, ...]
@@ -75,8 +74,7 @@ class BestArm:
         return Outcome(success, 1.0 if success else score)
 
 
-@dataclass(frozen=True)
-class Pay:
+class Pay(NamedTuple):
     """Pay per pull, at once (dense) or in one sum with the last pull (sparse); the returns are equal."""
 
     pulls: int

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from convgym.language.noise import add_typos
 from convgym.language.speak import Bank, say
@@ -56,8 +57,7 @@ def draw_persona(streams: Streams, split: str) -> Persona:
     return people[int(streams.stream("user").random() * len(people))]
 
 
-@dataclass(frozen=True)
-class Want:
+class Want(NamedTuple):
     """One thing that the user came for.
 
     Attributes:

@@ -1,8 +1,8 @@
 """How easily is a reward term collected without serving anybody?
 
-:func:`measure` lets honest and cheating agents play a wrapped environment and sets what each of them is paid beside its
-verified success. The *margin* is the oracle's mean return minus the best cheat's; a term is safe at a weight while the
-margin stays well above 0, and it is paid for nothing where a cheat's term is as large as the oracle's.
+:func:`measure` lets honest and cheating agents play a wrapped environment, and sets what each of them is paid
+beside its verified success. The *margin* is the oracle's mean return minus the best cheat's. At a weight
+where the margin is not well above 0, the term pays for nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import gymnasium as gym
 from convgym import agents
 from convgym.seeding import derive_seed
 from convgym.tools import format_call, parse_call
-from convgym.wrappers.reward import conversation
 
 __all__ = ["CHEATS", "Row", "margin", "measure"]
 

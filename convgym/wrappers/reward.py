@@ -298,9 +298,10 @@ def politeness(text: str) -> float:
 class Politeness(RewardTerm):
     """Pays for manners once, at the end: ``weight`` times the mean :func:`politeness` of the agent's speech.
 
-    A mean and not a sum: talking on and on in courteous phrases pays no more than one of them, and the term never
-    exceeds the weight. By default only a conversation that succeeded is paid, because a lexicon pays a rambler more than
-    an expert: ``paid="always"`` is the textbook version, and what it does is measured in ``docs/concepts/rewards.md``.
+    A mean and not a sum: talking on and on in courteous phrases pays no more than one of them, and the term
+    never exceeds the weight. By default only a conversation that succeeded is paid, because a lexicon pays a
+    rambler more than an expert: ``paid="always"`` is the textbook version, and what it does is measured in
+    ``docs/concepts/rewards.md``.
 
     Args:
         env: The environment.

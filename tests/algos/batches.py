@@ -59,7 +59,8 @@ def batch_of(rows: Sequence[Row], *, padding: int = 0) -> Batch:
     for row in rows:
         for name, tensor in _columns(row, width, turns).items():
             columns.setdefault(name, []).append(tensor)
-    return Batch(**{name: torch.stack(tensors) for name, tensors in columns.items()})
+    stacked: dict[str, Any] = {name: torch.stack(tensors) for name, tensors in columns.items()}
+    return Batch(**stacked)
 
 
 def _columns(row: Row, width: int, turns: int) -> dict[str, Tensor]:
@@ -104,7 +105,8 @@ def padded(batch: Batch, columns: int) -> Batch:
 
     fills = {"tokens": 1, "action": False, "turn": -1}
     fills |= dict.fromkeys(("behaviour_logp", "old_logp", "ref_logp", "value"), 0)
-    return dataclasses.replace(batch, **{name: pad(getattr(batch, name), f) for name, f in fills.items()})
+    wide: dict[str, Any] = {name: pad(getattr(batch, name), fill) for name, fill in fills.items()}
+    return dataclasses.replace(batch, **wide)
 
 
 # A policy one can see through ------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -51,5 +52,6 @@ def test_fields_that_are_empty_stay_empty() -> None:
 )
 def test_shapes_that_contradict_each_other_are_refused(field: str, shape: tuple[int, ...]) -> None:
     batch = batch_of([Row(((1, 1),), (1.0,)), Row(((3, 2),), (1.0,))])
+    wrong: dict[str, Any] = {field: torch.zeros(shape)}
     with pytest.raises(ConfigError, match=rf"Batch\.{field} has shape .*expected \(2"):
-        dataclasses.replace(batch, **{field: torch.zeros(shape)})
+        dataclasses.replace(batch, **wrong)

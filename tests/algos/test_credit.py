@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
-# REINFORCE ----------------------------------------------------------------------------------------------------
+# REINFORCE -------------------------------------------------------------------------------------------
 
 
 @quick
@@ -70,7 +71,7 @@ def test_state_that_an_algorithm_does_not_know_passes_through(name: str) -> None
     assert dict(algos.make(name).credit(batch).state)["other"] == 3.0
 
 
-# GRPO ---------------------------------------------------------------------------------------------------------
+# GRPO ------------------------------------------------------------------------------------------------
 
 
 @quick
@@ -157,11 +158,11 @@ def test_gae_in_grpo_discounts_and_bootstraps() -> None:
     )
     algorithm = algos.make("grpo", assignment="gae", scale="none", gamma_turn=0.5, gamma_token=0.5, lam=1.0)
     found = algorithm.credit(batch).advantage[:, [1, 3]]
-    # returns 2 and 0, centred 1 and -1; each step to the next turn costs 1/4; V(s_T) = 8 behind the truncated row
+    # returns 2 and 0, centred 1 and -1; a step to the next turn costs 1/4; V(s_T) = 8 behind row 1
     close(found, torch.tensor([[0.25, 1.0], [(-1 + 2) * 0.25, -1 + 2.0]]).double())
 
 
-# PPO ----------------------------------------------------------------------------------------------------------
+# PPO -------------------------------------------------------------------------------------------------
 
 
 @quick
@@ -198,18 +199,20 @@ def test_ppo_whitens_over_tokens_that_are_kept() -> None:
 
 
 @pytest.mark.parametrize(("name", "fields"), [("ppo", {}), ("grpo", {"assignment": "gae"})])
-def test_the_value_loss_is_weighted_and_trains_where_it_should(name: str, fields: dict[str, str]) -> None:
+def test_the_value_loss_is_weighted_and_trains_where_it_should(name: str, fields: dict[str, Any]) -> None:
     batch = batch_of([Row(((1, 2),), (1.0,), seed=1), Row(((1, 2),), (0.0,), seed=2)])
-    assert batch.old_logp is not None and batch.value is not None
+    old_value = batch.value
+    assert batch.old_logp is not None and old_value is not None
     algorithm = algos.make(name, value_coef=0.25, value_clip=0.1, **fields)
     data = Minibatch.of(batch, algorithm.credit(batch))
     assert data.target is not None and data.critic_at is not None
-    data = dataclasses.replace(data, critic_at=data.critic_at & (data.turn == 0) & (batch.value > 0))
-    value = batch.value + 0.3 * batch.action
+    data = dataclasses.replace(data, critic_at=data.critic_at & (data.turn == 0) & (old_value > 0))
+    value = old_value + 0.3 * batch.action
     with_critic, metrics = algorithm.loss(Scores(batch.old_logp, batch.old_logp, value), data)
     nowhere = dataclasses.replace(data, critic_at=data.action & False)
     without, _ = algorithm.loss(Scores(batch.old_logp, batch.old_logp, value), nowhere)
-    expected = value_loss(value, data.target, batch.value, 0.1)[0] * data.critic_at  # type: ignore[operator]
+    assert data.target is not None and data.critic_at is not None
+    expected = value_loss(value, data.target, old_value, 0.1)[0] * data.critic_at
     close(metrics["value_loss"], expected)
     close(with_critic - without, 0.25 * expected)
     assert (expected != 0).any() and (expected[data.action] == 0).any()
@@ -219,7 +222,8 @@ def test_the_value_loss_is_weighted_and_trains_where_it_should(name: str, fields
     ("name", "field"), [("ppo", "value"), ("ppo", "bootstrap"), ("ppo", "old_logp"), ("grpo", "old_logp")]
 )
 def test_what_the_learner_forgot_is_named(name: str, field: str) -> None:
-    batch = dataclasses.replace(batch_of([Row(((1, 2),), (1.0,))]), **{field: None})
+    empty: dict[str, Any] = {field: None}
+    batch = dataclasses.replace(batch_of([Row(((1, 2),), (1.0,))]), **empty)
     algorithm = algos.make(name)
     with pytest.raises(ConfigError, match=f"`{field}` is empty"):
         data = Minibatch.of(batch, algorithm.credit(batch))

@@ -22,7 +22,7 @@ def test_names_are_sorted_and_all_of_them_can_be_made() -> None:
 
 
 def test_the_table_imports_without_torch() -> None:
-    code = "import sys, algos; algos.names(); sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    code = "import sys, algos; algos.names(); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

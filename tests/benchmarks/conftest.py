@@ -75,7 +75,7 @@ def write_run(
         for mode, lift in (("sample", 0.0), ("greedy", 0.05)):
             lines.append(
                 {"kind": "eval", "step": step, "mode": mode, "split": "val", "episodes": 128,
-                 "success": min(1.0, value + lift), "return": 2 * value - 1, "score": value, "cost": 0.1, "turns": 5.0}
+                 "success": min(1.0, value + lift), "return": 2 * value - 1, "score": value, "turns": 5.0}
             )  # fmt: skip
     lines += [
         {"kind": "train", "step": i + 1, "episodes": 64 * (i + 1), "action_tokens": 5000 * (i + 1),

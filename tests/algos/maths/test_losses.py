@@ -133,13 +133,13 @@ def test_finite_differences(level: Level) -> None:
     """Each loss against a numerical derivative, on all sides of every bound."""
     turn = torch.tensor([[0, 0, -1, 1, 1], [-1, 0, 0, 0, -1]])
     generator = torch.Generator().manual_seed(5)
-    draw = lambda: torch.randn(2, 5, generator=generator, dtype=torch.float64) * (turn >= 0)  # noqa: E731
-    old, advantage, target, before = draw(), draw(), draw(), draw()
+    noise = torch.randn(5, 2, 5, generator=generator, dtype=torch.float64) * (turn >= 0)
+    old, advantage, target, before, change = noise.unbind()
 
     def surrogate(logp: Tensor) -> Tensor:
         return clipped_surrogate(importance_ratio(logp, old, turn, level), advantage)[0]
 
-    logp = (old + draw()).requires_grad_()
+    logp = (old + change).requires_grad_()
     assert torch.autograd.gradcheck(surrogate, (logp,))
     assert torch.autograd.gradcheck(lambda x: policy_gradient(x, advantage), (logp,))
     assert torch.autograd.gradcheck(lambda x: value_loss(x, target, before)[0], (logp,))

@@ -70,7 +70,7 @@ def test_numerator_and_denominator_share_one_mask(batch: Batch, flags: list[bool
 @given(batches())
 def test_averages_sum_to_one(batch: Batch) -> None:
     for reduce in ("token", "seq", "prompt", "turn"):
-        assert abs(float(token_weights(batch, None, reduce).sum()) - 1) < 1e-12  # type: ignore[arg-type]
+        assert abs(float(token_weights(batch, None, reduce).sum()) - 1) < 1e-12
 
 
 @pytest.mark.parametrize("reduce", REDUCTIONS)

@@ -1,0 +1,184 @@
+"""The command line: ``convgym list | show | play | train | evaluate | compare``.
+
+Commands are plain functions. What needs a model is imported inside them, so that the others answer at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import Positional, arg
+
+from algos.training.config import Fields
+from convgym.core import printable
+from convgym.errors import ConvgymError, UnknownNameError
+
+EnvFields = Annotated[Fields, arg(name="env-field")]
+NO_FIELDS: dict[str, Any] = {}
+COLOURS = {"assistant": "cyan", "user": "green", "tool": "yellow", "system": "bright_black"}
+
+
+def list_names() -> int:
+    """List environments, scripted agents and algorithms."""
+    import algos
+    from convgym import agents
+    from convgym.registration import ENVIRONMENTS
+
+    width = max(map(len, ENVIRONMENTS))
+    print("environments")
+    for env_id, (_, purpose) in ENVIRONMENTS.items():
+        print(f"  {env_id:<{width}}  {purpose}")
+    print(f"agents\n  {', '.join(agents.names())}")
+    print(f"algorithms\n  {', '.join(algos.names())}")
+    return 0
+
+
+def show(env: Positional[str], agent: str = "oracle", seed: int = 0, env_field: EnvFields = NO_FIELDS) -> int:
+    """Print one conversation of a scripted agent.
+
+    Args:
+        env: Environment id.
+        agent: Scripted agent; `convgym list` shows them.
+        seed: Which scenario and user.
+        env_field: Settings of the environment, e.g. difficulty=3.
+    """
+    from algos.training.envs import make_env
+    from convgym import agents
+
+    world = make_env(env, env_field)
+    player = agents.make(agent, world, seed=seed)
+    obs, info = world.reset(seed=seed)
+    player.reset(obs, info)
+    _converse(world, obs, info, player.act, echo=True)
+    return 0
+
+
+def play(env: Positional[str], seed: int = 0, env_field: EnvFields = NO_FIELDS) -> int:
+    """Be the agent yourself: type a message, or a tool call; Ctrl-D leaves.
+
+    Args:
+        env: Environment id.
+        seed: Which scenario and user.
+        env_field: Settings of the environment, e.g. difficulty=3 instructions=full.
+    """
+    from algos.training.envs import make_env
+
+    world = make_env(env, env_field)
+    obs, info = world.reset(seed=seed)
+    try:
+        _converse(world, obs, info, lambda obs, info: input("you: "), echo=False)
+    except EOFError:
+        print("\nYou left the conversation.")
+    return 0
+
+
+def evaluate(
+    run: Positional[Path], episodes: int = 256, split: str | None = None, greedy: bool = False
+) -> int:
+    """Evaluate what a run has learnt, on held-out conversations.
+
+    Args:
+        run: Folder of the run.
+        episodes: Number of conversations.
+        split: Split to draw from; by default the one that the run evaluates on.
+        greedy: Take the likeliest token each time.
+    """
+    found = importlib.import_module("algos.training.evaluate").evaluate(
+        run, episodes=episodes, split=split, greedy=greedy
+    )
+    sample = found.pop("sample")
+    for message in sample["messages"]:
+        _say(message)
+    for name, value in found.items():
+        print(f"{name:<20} {value:.4g}")
+    return 0
+
+
+def train(args: Sequence[str]) -> int:
+    """Train a policy."""
+    from algos.training.config import from_args
+
+    config, resume = from_args(args, "convgym train")
+    return int(importlib.import_module("algos.training.train").launch(config, resume=resume))
+
+
+def compare(args: Sequence[str]) -> int:
+    """Compare algorithms on a suite of environments, and write a report."""
+    return int(importlib.import_module("benchmarks.compare").main(list(args)) or 0)
+
+
+def _typed(command: Callable[..., int], name: str) -> Callable[[Sequence[str]], int]:
+    """A command whose signature and docstring are its options and their help."""
+    return lambda args: tyro.cli(command, args=list(args), prog=f"convgym {name}")
+
+
+COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
+    "list": (_typed(list_names, "list"), "environments, scripted agents and algorithms"),
+    "show": (_typed(show, "show"), "one conversation of a scripted agent"),
+    "play": (_typed(play, "play"), "be the agent yourself"),
+    "train": (train, "train a policy"),
+    "evaluate": (_typed(evaluate, "evaluate"), "evaluate what a run has learnt"),
+    "compare": (compare, "compare algorithms on a suite, with a report"),
+}
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit code: 0 if all went well, 2 for an error that the user can mend."""
+    name, *rest = (sys.argv[1:] if args is None else list(args)) or ["--help"]
+    if name in ("-h", "--help"):
+        print("usage: convgym COMMAND [OPTIONS]\n")
+        print("\n".join(f"  {command:<10} {purpose}" for command, (_, purpose) in COMMANDS.items()))
+        print("\n`convgym COMMAND --help` shows the options of a command.")
+        return 0
+    try:
+        if name not in COMMANDS:
+            raise UnknownNameError.of("command", name, COMMANDS)
+        return COMMANDS[name][0](rest)
+    except ConvgymError as error:
+        print(f"convgym: {printable(str(error))}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader has left, as in `convgym list | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _converse(
+    env: Any, obs: str, info: Mapping[str, Any], act: Callable[[str, Mapping[str, Any]], str], *, echo: bool
+) -> None:
+    """Has a conversation and prints it."""
+    for message in info["messages"]:
+        _say(message)
+    total, ended = 0.0, False
+    while not ended:
+        action = act(obs, info)
+        if echo:
+            _say({"role": "assistant", "content": action})
+        obs, reward, terminated, truncated, info = env.step(action)
+        total, ended = total + reward, terminated or truncated
+        for message in info["messages"]:
+            _say(message)
+    outcome = "success" if info["success"] else "no success"
+    print(f"{info['end_reason']}: {outcome}, score {info['score']:.2f}, return {total:.2f}")
+
+
+def _say(message: Mapping[str, str]) -> None:
+    """Prints a message; no text in it can steer the terminal."""
+    from rich.console import Console
+    from rich.panel import Panel
+    from rich.text import Text
+
+    role = message["role"]
+    text = Text(printable(message["content"]).rstrip())
+    Console().print(Panel(text, title=role, title_align="left", border_style=COLOURS.get(role, "white")))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
