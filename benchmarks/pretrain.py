@@ -64,13 +64,13 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     "nano": Recipe(
         envs={
-            "convgym/CustomerService-v0": ({"difficulty": 2}, 12_000, 0.0),
-            "convgym/SlotFilling-v0": ({"difficulty": 2}, 8_000, 0.0),
-            "convgym/TextBandit-v0": ({"difficulty": 2}, 1_000, 0.0),
+            "convgym/CustomerService-v0": ({"difficulty": 2}, 8_000, 0.0),
+            "convgym/SlotFilling-v0": ({"difficulty": 2}, 6_000, 0.0),
+            "convgym/TextBandit-v0": ({"difficulty": 2}, 600, 0.0),
         },
         vocab=512,
-        epochs=8,
-        batch=64,
+        epochs=4,
+        batch=32,
         learning_rate=4e-3,
     ),
 }
@@ -125,7 +125,7 @@ def clone(
     steps = recipe.epochs * (len(episodes) // recipe.batch)
     config = LearnerConfig(
         learning_rate=recipe.learning_rate, updates=steps, schedule="cosine", warmup=0.05, weight_decay=0.01,
-        micro_tokens=8192, device="cpu", seed=seed,
+        micro_tokens=1024, device="cpu", seed=seed,
     )  # fmt: skip
     learner = Learner(policy, algos.make("bc"), config)
     losses = []

@@ -154,8 +154,8 @@ def stratified_bootstrap(
 ) -> Interval:
     """Percentile interval from resampling runs with replacement inside each stratum.
 
-    Over-confident with few runs per stratum: show it, do not decide on it. A stratum with one run has nothing to
-    resample: the bounds are NaN.
+    Over-confident with few runs per stratum: show it, do not decide on it. A stratum with one run has nothing
+    to resample: the bounds are NaN.
     Source: Agarwal et al. 2021, section 4.1.
 
     Args:

@@ -33,7 +33,7 @@ def learning_rate_factor(
         return (update + 1) / (rising + 1)
     if schedule == "constant":
         return 1.0
-    done = min(1.0, (update - rising) / max(1, updates - rising))
+    done = 1.0 if update >= updates else (update - rising) / (updates - rising)
     return 1.0 - done if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
 
 

@@ -81,8 +81,9 @@ def recomputing(model: Any, on: bool) -> Iterator[None]:
     if not on:
         yield
         return
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    layers = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
+    model.activation_checkpointing_enable()
+    model.disable_input_require_grads()  # of use to frozen embeddings only, and a hook more each time
+    layers = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
     for layer in layers:
         layer.training = True
     try:
@@ -90,7 +91,7 @@ def recomputing(model: Any, on: bool) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.training = False
-        model.gradient_checkpointing_disable()
+        model.activation_checkpointing_disable()
 
 
 def _trunk(model: PreTrainedModel, tokens: Tensor) -> Tensor:

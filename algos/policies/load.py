@@ -99,12 +99,13 @@ def _folder(name_or_path: str | Path, init: int) -> Path:
 
 def _load_model(folder: Path, device: str | torch.device) -> PreTrainedModel:
     import torch
+    from safetensors import SafetensorError
 
     try:
         kind = json.loads((folder / "config.json").read_text()).get("model_type")
         with quietly():
             model = _causal_class(kind).from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"{folder} cannot be loaded as a causal language model: {error}. Expected config.json and "
             "safetensors weights, as save_pretrained writes them."
@@ -116,8 +117,9 @@ def _load_model(folder: Path, device: str | torch.device) -> PreTrainedModel:
 @contextmanager
 def quietly() -> Iterator[None]:
     """Without transformers' progress bars: small models load and save faster than a bar is read."""
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
+    logging: Any = transformers_logging
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

@@ -28,6 +28,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from algos.rollout.forward import make_forward
+from algos.rollout.sampling import sample, uniforms
 from convgym.errors import CapacityError, ConfigError, DivergedError
 
 CHUNK = 64  # forced tokens of a lane that are fed at once: bounds what padding wastes
@@ -185,10 +186,11 @@ class Engine:
 
     def release(self, lane: int) -> None:
         """Ends a conversation. Nothing of it can be seen by a later one."""
-        slot, last = self._slot.pop(lane), self.live
-        # `last` was computed after the pop: it is the index of the last live slot, which moves into the hole.
+        slot = self._slot.pop(lane)
+        last = self.live  # the last live slot moves into the hole
         if slot != last:
-            self._forward.copy(last, slot, int(self._cached[last]))
+            if self._cached[last]:
+                self._forward.copy(last, slot, int(self._cached[last]))
             for state in self._states():
                 state[slot] = state[last]
             self._slot[int(self._lane[slot])] = slot
@@ -229,9 +231,8 @@ class Engine:
         """One token for every speaking lane; returns the slots whose turn ended."""
         n = self.live
         speaking = np.flatnonzero(self._speaking[:n])
-        at = self._cached[
-            :n
-        ]  # where each slot's last token goes; silent slots write what is overwritten later
+        # Where each slot's last token goes; what silent slots write there is overwritten later.
+        at = self._cached[:n]
         last = self._history[np.arange(n), at]
         logits = self._forward.step(self._tensor(last), self._tensor(at), int(at[speaking].max()) + 1)
         self._cached[speaking] += 1
@@ -382,45 +383,3 @@ def longest_prefix(histories: Ids, lengths: Ids, ids: Ids) -> tuple[int, int]:
     common = np.minimum(np.where(equal.all(1), width, equal.argmin(1)), lengths)
     best = int(common.argmax())
     return best, int(common[best])
-
-
-def uniforms(seeds: NDArray[np.uint64], positions: Ids) -> NDArray[np.float64]:
-    """Uniform numbers in [0, 1), a function of each pair of seed and position (splitmix64; Steele et al.,
-    2014).
-
-    The largest is ``1 - 2**-52``, so that it times a total stays below the total.
-    """
-    golden = np.uint64(0x9E3779B97F4A7C15)
-    mixed = _mix(_mix(seeds + golden) + golden * positions.astype(np.uint64))
-    return (mixed >> np.uint64(12)).astype(np.float64) * 2.0**-52
-
-
-def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
-
-
-@torch.inference_mode()
-def sample(
-    logits: Tensor, draws: Tensor, temperature: float = 1.0, greedy: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Picks tokens by inverting the cumulative distribution.
-
-    Args:
-        logits: [n,V].
-        draws: Uniforms in [0, 1), float64 [n].
-        temperature: Divides the logits.
-        greedy: Where to take the likeliest token instead, bool [n].
-
-    Returns:
-        Tokens [n], and their log-probabilities at this temperature, float32 [n].
-    """
-    logp = torch.log_softmax(logits if temperature == 1.0 else logits / temperature, -1)
-    cumulative = torch.cumsum(logp.exp(), -1, dtype=torch.float64)
-    # Strictly above the draw: a token of probability 0 is never the first above it.
-    tokens = torch.searchsorted(cumulative, draws[:, None] * cumulative[:, -1:], right=True)
-    tokens = tokens.clamp_max_(logits.shape[-1] - 1)
-    if greedy is not None:
-        tokens = torch.where(greedy[:, None], logits.argmax(-1, keepdim=True), tokens)
-    return tokens[:, 0], logp.gather(-1, tokens)[:, 0]

@@ -17,6 +17,8 @@ from benchmarks import stats
 SLEEP_1 = np.array([0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0])
 SLEEP_2 = np.array([1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4])
 
+PROPERTY = settings(max_examples=60, deadline=None, derandomize=True)  # a busy machine is not a bug
+
 share = st.floats(0, 1, allow_nan=False).map(lambda x: round(x, 6))
 strata = st.lists(st.lists(share, min_size=1, max_size=6).map(np.array), min_size=1, max_size=4)
 rich_strata = st.lists(st.lists(share, min_size=2, max_size=6).map(np.array), min_size=1, max_size=4)
@@ -205,6 +207,7 @@ def test_unequal_seeds_cannot_be_paired():
 # ------------------------------------------------------------------------------------------ properties
 
 
+@PROPERTY
 @given(strata)
 def test_iqm_lies_in_the_data_and_ignores_order(scores):
     pooled = np.concatenate(scores)
@@ -212,13 +215,14 @@ def test_iqm_lies_in_the_data_and_ignores_order(scores):
     assert stats.iqm([x[::-1] for x in reversed(scores)]) == pytest.approx(stats.iqm(scores))
 
 
+@PROPERTY
 @given(strata, st.floats(-2, 2))
 def test_aggregates_shift_with_the_scores(scores, shift):
     for of in (stats.iqm, stats.stratified_mean):
         assert of([x + shift for x in scores]) == pytest.approx(of(scores) + shift)
 
 
-@settings(max_examples=25)
+@PROPERTY
 @given(rich_strata)
 def test_bootstrap_interval_lies_in_the_data_and_repeats(scores):
     pooled = np.concatenate(scores)
@@ -227,6 +231,7 @@ def test_bootstrap_interval_lies_in_the_data_and_repeats(scores):
     assert first == stats.stratified_bootstrap(scores, "iqm", resamples=200)
 
 
+@PROPERTY
 @given(rich_strata)
 def test_paired_test_is_antisymmetric(scores):
     forth, back = stats.paired_t_test(scores), stats.paired_t_test([-x for x in scores])
@@ -235,6 +240,7 @@ def test_paired_test_is_antisymmetric(scores):
     assert (forth.low, forth.high) == pytest.approx((-back.high, -back.low))
 
 
+@PROPERTY
 @given(rich_strata)
 def test_degrees_of_freedom_lie_between_the_smallest_stratum_and_all(scores):
     _, se, df = stats.mean_error(scores)
@@ -243,12 +249,14 @@ def test_degrees_of_freedom_lie_between_the_smallest_stratum_and_all(scores):
         assert min(varying) - 1e-6 <= df <= sum(x.size - 1 for x in scores) + 1e-6
 
 
+@PROPERTY
 @given(rich_strata, st.floats(0.1, 10))
 def test_p_values_do_not_know_the_unit(scores, scale):
     assert stats.permutation_test([x * scale for x in scores]) == stats.permutation_test(scores)
     assert stats.paired_t_test([x * scale for x in scores]).p == pytest.approx(stats.paired_t_test(scores).p)
 
 
+@PROPERTY
 @given(arrays(float, st.integers(1, 12), elements=st.floats(0, 1)))
 def test_holm_only_raises_and_keeps_the_order(p):
     adjusted = stats.holm(p)
@@ -257,6 +265,7 @@ def test_holm_only_raises_and_keeps_the_order(p):
     assert (np.diff(adjusted[np.argsort(p, kind="stable")]) >= 0).all()
 
 
+@PROPERTY
 @given(rich_strata, st.data())
 def test_improvement_either_way_sums_to_one(a, data):
     b = [data.draw(st.lists(share, min_size=1, max_size=5).map(np.array)) for _ in a]
@@ -265,6 +274,7 @@ def test_improvement_either_way_sums_to_one(a, data):
     assert 0 <= forth <= 1
 
 
+@PROPERTY
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=8), st.integers(1, 5))
 def test_pass_k_falls_with_k(successes, k):
     trials = [6] * len(successes)
@@ -272,6 +282,7 @@ def test_pass_k_falls_with_k(successes, k):
     assert stats.pass_k(trials, successes, 1) == pytest.approx(np.mean(successes) / 6)
 
 
+@PROPERTY
 @given(st.integers(1, 7), st.data())
 def test_letters_say_exactly_who_is_separated(n, data):
     names = [f"algo{i}" for i in range(n)]

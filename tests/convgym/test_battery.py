@@ -324,6 +324,18 @@ def test_convgym_loads_no_model_library():
     )
 
 
+def test_the_state_key_is_the_state_and_not_the_words():
+    """Equal acts in other words lead to equal keys, other acts to other keys, and so does another past."""
+
+    def key(*texts: str) -> int:
+        return replay(bare("convgym/CustomerService-v0"), texts, 3)[-1][-1]["state_key"]
+
+    assert key("What is your zip code?") == key("Your zip code, please?")
+    assert key("What is your zip code?") != key("What is your pin?")
+    assert key("Mumble.", "What is your zip code?") != key("What is your zip code?")  # patience was lost
+    assert key("One moment.", "What is your zip code?") != key("What is your zip code?", "Mumble.")
+
+
 # -- snapshots and copies ------------------------------------------------------------------------------------
 
 

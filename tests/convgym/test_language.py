@@ -19,6 +19,7 @@ from convgym.language.noise import add_typos
 from convgym.language.speak import load_bank, say, wordings
 from convgym.language.understand import READ
 from convgym.scenarios import customer_service, slot_filling
+from convgym.seeding import Streams
 from tests.convgym.play import bare, play
 
 FAMILIES = {"customer_service": customer_service, "slot_filling": slot_filling}
@@ -63,7 +64,7 @@ def test_nothing_is_heard_as_a_claim_that_it_is_not():
     for family, key, line in LABELLED:
         for act in FAMILIES[family].listen(line).acts:
             reason, amount = act.slots.get("reason"), act.slots.get("amount")
-            if (reason and not key == f"refuse/{reason}") or (act.name == "done" and key != "done"):
+            if (reason and key != f"refuse/{reason}") or (act.name == "done" and key != "done"):
                 wrong.append((key, line, act))
             if amount and amount not in line:
                 wrong.append((key, line, act))
@@ -86,8 +87,8 @@ def test_the_agents_own_templates_are_understood(family):
                 assert all(act.slots["item"] == "lamp" for act in acts if act.name == name), template
 
 
-@given(st.text(st.characters(codec=None), max_size=300))
-@settings(max_examples=300, derandomize=True, deadline=None)
+@given(st.text(st.characters(codec=None), max_size=200))
+@settings(max_examples=100, derandomize=True, deadline=None)
 def test_listening_never_raises_and_is_a_function(text):
     for module in FAMILIES.values():
         heard = module.listen(text)
@@ -101,12 +102,12 @@ def test_only_the_beginning_is_read():
         assert module.listen(start + "Sorry, I can't: it is final sale. $1,000") == module.listen(start)
 
 
-@given(st.sampled_from([line for *_, line in LABELLED]), st.integers(0, 5))
-@settings(max_examples=100, derandomize=True, deadline=None)
-def test_case_and_spacing_do_not_matter(line, spaces):
-    for module in FAMILIES.values():
-        assert module.listen(line) == module.listen(f"{' ' * spaces}{line.upper()}\n".replace(" ", "  "))
-        assert module.listen(line) == module.listen(line.replace("'", "’"))
+def test_case_spacing_and_quotes_do_not_matter():
+    for family, _, line in LABELLED:
+        listen = FAMILIES[family].listen
+        assert (
+            listen(line) == listen(f"  {line.upper()}\n".replace(" ", "  ")) == listen(line.replace("'", "’"))
+        )
 
 
 # -- speaking ----------------------------------------------------------------------------------------
@@ -168,24 +169,16 @@ def test_every_brace_is_filled():
     ):
         for split in SPLITS:
             env = bare(env_id, split=split, difficulty=3)
-            for seed in range(40):
+            for seed in range(20):
                 play(env, agents.make("clerk", env, seed=seed), seed)
                 assert not any("{" in line or "}" in line for line in user_lines(env)), family
 
 
 def test_values_are_inserted_and_not_formatted():
     bank = {"x": ("{a} and {b}",) * 3}
-    assert (
-        say(bank, "x", {"a": "{b}", "b": "{0.__class__}"}, _stream(), "train")
-        == "{0.__class__} and {0.__class__}"
-    )
-    assert say(bank, "x", {"a": "%s {}"}, _stream(), "train") == "%s {} and {b}"
-
-
-def _stream():
-    from convgym.seeding import Streams
-
-    return Streams(0, 0).stream("surface")
+    surface = Streams(0, 0).stream("surface")
+    assert say(bank, "x", {"a": "{b}", "b": "{0.__class__}"}, surface, "train") == "{b} and {0.__class__}"
+    assert say(bank, "x", {"a": "%s {}"}, surface, "train") == "%s {} and {b}"
 
 
 def test_an_unknown_speaker_is_named():
@@ -197,7 +190,7 @@ def test_an_unknown_speaker_is_named():
 
 
 @given(st.text("abcdeXYZ 0123456789.,?", max_size=80), st.floats(0, 1), st.integers(0, 2**32))
-@settings(max_examples=300, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 def test_typos_keep_ids_numbers_and_letters(text, rate, seed):
     typed = add_typos(text, rate, random.Random(seed))
     assert typed == add_typos(text, rate, random.Random(seed))

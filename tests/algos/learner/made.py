@@ -46,7 +46,7 @@ def conversation(
         logp=logp,
         action=action,
         turn=turn_index,
-        rewards=rng.integers(0, 4, n_turns).astype(np.float32) / 3,
+        rewards=(rng.integers(0, 4, n_turns) / 3).astype(np.float32),
         state_keys=np.zeros(n_turns, np.int64),
         group=group,
         env_seed=0,

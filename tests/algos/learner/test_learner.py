@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import count
 from typing import Any
 
 import numpy as np
@@ -92,8 +91,7 @@ def test_rows_without_gradient_are_left_out_and_change_nothing(
     tiny_policy: Policy, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     episodes = conversations(tiny_policy, 12)
-    same = [replace(e, rewards=np.ones_like(e.rewards) / len(e.rewards)) for e in episodes[4:8]]
-    episodes[4:8] = same  # a group without variance
+    episodes[4:8] = all_succeed(episodes[4:8])  # a group without variance
     lean = gradients(learner_of(tiny_policy, name, max_grad_norm=UNBOUND), episodes)
     everything = lambda part, weights, algorithm: torch.arange(part.size)  # noqa: E731
     monkeypatch.setattr(learner_module, "_live", everything)
@@ -228,7 +226,8 @@ def test_minibatches_take_every_row_once_an_epoch_and_differ_by_seed_and_step(ti
 
     parts = order(0, 0)
     assert [len(part) for part in parts] == [3, 3, 2] * 2
-    assert sorted(sum(parts[:3], [])) == sorted(sum(parts[3:], [])) == list(range(8))
+    for epoch in (parts[:3], parts[3:]):
+        assert sorted(row for part in epoch for row in part) == list(range(8))
     assert parts[:3] != parts[3:]
     assert order(0, 0) == parts
     assert order(1, 0) != parts != order(0, 1)
@@ -266,21 +265,26 @@ def test_gradients_are_clipped_to_the_norm(tiny_policy: Policy) -> None:
     assert_close({name: x / 4 for name, x in free.items()}, bound, 1e-5 * norm)
 
 
-def test_gradient_checkpointing_gives_the_same_gradient(tiny_policy: Policy) -> None:
+def test_gradient_checkpointing_recomputes_and_gives_the_same_gradient(tiny_policy: Policy) -> None:
     episodes = conversations(tiny_policy)
-    plain = gradients(learner_of(tiny_policy, "ppo", max_grad_norm=UNBOUND), episodes)
-    learner = learner_of(tiny_policy, "ppo", max_grad_norm=UNBOUND, gradient_checkpointing=True)
-    calls = count()
-    layer = learner.model.model.layers[0]
-    layer.mlp.register_forward_hook(lambda *_: next(calls))
-    assert_close(plain, gradients(learner, episodes))
-    assert not any(module.training for module in learner.model.modules())
-    recomputed = next(calls)
-    plainly = learner_of(tiny_policy, "ppo", max_grad_norm=UNBOUND)
-    calls = count()
-    plainly.model.model.layers[0].mlp.register_forward_hook(lambda *_: next(calls))
-    plainly.update(episodes)
-    assert recomputed > next(calls)
+
+    def counted(on: bool) -> tuple[dict[str, Tensor], int]:
+        learner = learner_of(tiny_policy, "ppo", max_grad_norm=UNBOUND, gradient_checkpointing=on)
+        passes: list[None] = []
+        learner.model.model.layers[0].self_attn.register_forward_hook(lambda *_: passes.append(None))
+        found = gradients(learner, episodes)
+        assert not any(module.training for module in learner.model.modules())
+        assert not learner.model.model.embed_tokens._forward_hooks
+        return found, len(passes)
+
+    (plain, once), (recomputed, again) = counted(False), counted(True)
+    assert_close(plain, recomputed)
+    assert again > once
+
+
+def all_succeed(episodes: Sequence[TokenEpisode]) -> list[TokenEpisode]:
+    """The same conversations, each with a reward of 1 at its end."""
+    return [replace(e, rewards=np.eye(len(e.rewards), dtype=np.float32)[-1]) for e in episodes]
 
 
 @pytest.mark.parametrize("trunk", ["shared", "detached", "own"])
@@ -323,8 +327,7 @@ class Poisoned(Reinforce):
 
     def loss(self, scores: Scores, batch: Minibatch) -> tuple[Tensor, dict[str, Tensor]]:
         loss, metrics = super().loss(scores, batch)
-        bad = (batch.reward == 7).any()
-        return torch.where(bad, loss * math.nan, loss), metrics
+        return loss * (math.nan if (batch.reward == 7).any() else 1.0), metrics
 
 
 def poisoned(episodes: Sequence[TokenEpisode]) -> list[TokenEpisode]:

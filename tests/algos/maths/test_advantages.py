@@ -509,6 +509,15 @@ def test_the_discount_of_a_turn_is_paid_once_when_it_ends() -> None:
     turn = torch.tensor([[-1, 0, 0, -1, 1, -1]])
     expected = torch.tensor([[1, 0.5, 0.5 * 0.25, 1, 0.5 * 0.25, 1]], dtype=torch.float64)
     assert torch.equal(token_discount(turn, 0.5, 0.25), expected)
+    assert torch.equal(token_discount(turn), torch.ones_like(expected))
+
+
+def test_nothing_is_discounted_unless_asked() -> None:
+    reward, value = torch.tensor([[0.0, 1.0]]), torch.tensor([[0.25, 0.5]])
+    ended, nothing = ones(1), torch.zeros(1)
+    found = gae(reward, value, ones(2)[None], terminated=ended, bootstrap=nothing)
+    assert found.tolist() == [[0.75, 0.5]]
+    assert returns_to_go(reward).tolist() == [[1, 1]]
 
 
 # Whitening and explained variance --------------------------------------------------------------------

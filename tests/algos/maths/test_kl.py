@@ -150,6 +150,13 @@ def test_the_penalty_spares_episodes_that_are_set_aside() -> None:
     assert (reward[0] == 0).all() and reward[1, 0] != 1
 
 
+def test_what_is_off_action_is_not_penalised() -> None:
+    batch = batch_of([one_turn(1.0, 0)])
+    assert batch.ref_logp is not None
+    noisy = dataclasses.replace(batch, ref_logp=batch.ref_logp + 3.0)
+    assert (kls.kl_in_reward(noisy, KL(1.0, "reward_k1"))[~batch.action] == 0).all()
+
+
 def test_the_penalty_asks_for_a_reference() -> None:
     batch = dataclasses.replace(batch_of([one_turn(1.0, 0)]), ref_logp=None)
     with pytest.raises(ConfigError, match="ref_logp"):

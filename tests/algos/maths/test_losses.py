@@ -128,6 +128,31 @@ def test_value_loss_is_the_worse_of_two(v: float, y: float, old: float, clip: fl
     assert not held.requires_grad
 
 
+def test_the_bound_itself_is_free_and_no_advantage_is_never_held_back() -> None:
+    ratio = torch.tensor([[1.25, 0.75, 9.0, 0.1]], requires_grad=True)
+    advantage = torch.tensor([[1.0, -1.0, 0.0, 0.0]])
+    loss, held = clipped_surrogate(ratio, advantage, low=0.25, high=0.25)
+    assert (held == 0).all()
+    assert torch.equal(gradient(loss, ratio), -advantage)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_row_without_action_tokens_has_no_gradient_and_spoils_none(level: Level) -> None:
+    turn = torch.tensor([[-1, -1], [0, -1]])
+    logp = torch.zeros(2, 2, requires_grad=True)
+    ratio = importance_ratio(logp, torch.zeros(2, 2), turn, level)
+    assert gradient(ratio[turn >= 0], logp).tolist() == [[0, 0], [1, 0]]
+    nobody = torch.full((1, 2), -1)
+    assert importance_ratio(torch.zeros(1, 2), torch.zeros(1, 2), nobody, level).tolist() == [[1, 1]]
+
+
+def test_the_bounds_of_the_paper_are_the_defaults() -> None:
+    ratio, one = torch.tensor([[0.1, 9.0]]), torch.tensor([[-1.0, 1.0]])
+    assert clipped_surrogate(ratio, one)[0].tolist() == [[pytest.approx(0.8), pytest.approx(-1.2)]]
+    far = torch.tensor([[2.0]])
+    assert value_loss(far, far, torch.zeros(1, 1))[0].item() == pytest.approx(1.8**2 / 2)
+
+
 @pytest.mark.parametrize("level", LEVELS)
 def test_finite_differences(level: Level) -> None:
     """Each loss against a numerical derivative, on all sides of every bound."""

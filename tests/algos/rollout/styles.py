@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -11,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from algos.policies.embedded import train_tokenizer
 from tests.conftest import CORPUS
 
+FAST: Any = PreTrainedTokenizerFast
 TEXTS = [*CORPUS, "system user assistant tool model", "### User: ### Assistant: [INST] [/INST] <s> </s>"] * 5
 
 CHATML = (
@@ -50,7 +52,8 @@ LLAMA_2 = (
 FORGETFUL = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
     "{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}"
-    "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+    "{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
 )
 
 
@@ -65,7 +68,7 @@ def _byte_level(
         vocab_size=420, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
     backend.train_from_iterator(TEXTS, trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=eos, bos_token=bos)
+    tokenizer: PreTrainedTokenizerFast = FAST(tokenizer_object=backend, eos_token=eos, bos_token=bos)
     tokenizer.chat_template = template
     return tokenizer
 
@@ -110,7 +113,7 @@ def gemma() -> PreTrainedTokenizerFast:
         vocab_size=460, special_tokens=[*special, *pieces, "\n\n"], show_progress=False
     )
     backend.train_from_iterator(TEXTS, trainer)
-    tokenizer = PreTrainedTokenizerFast(
+    tokenizer: PreTrainedTokenizerFast = FAST(
         tokenizer_object=_unspecial(backend, {*pieces, "\n\n"}),
         eos_token="<eos>",
         bos_token="<bos>",
@@ -144,7 +147,7 @@ def llama_2() -> PreTrainedTokenizerFast:
     backend.normalizer = normalizers.Sequence([normalizers.NFKC()])
     backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always", split=False)
     backend.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always", split=False)
-    tokenizer = PreTrainedTokenizerFast(
+    tokenizer: PreTrainedTokenizerFast = FAST(
         tokenizer_object=backend, eos_token="</s>", bos_token="<s>", unk_token="<unk>"
     )
     tokenizer.chat_template = LLAMA_2
@@ -160,8 +163,3 @@ STYLES: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
     maker.__name__: functools.cache(maker)
     for maker in (embedded, chatml, llama_3, gemma, llama_2, gpt_2, forgetful)
 }
-
-
-def styles() -> Iterator[str]:
-    """Names of all styles."""
-    return iter(STYLES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import string
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,12 @@ AGAIN = {"role": "user", "content": "It is 0932, thank you."}
 TOOL = {"role": "tool", "content": "order 4821 is on its way"}
 CHATS = {name: Chat(make()) for name, make in STYLES.items()}
 FRAMED = ("embedded", "chatml", "llama_3")  # byte-level, contents between control tokens: ids must agree too
+
+
+def tokenizer_of(style: str) -> Any:
+    """The tokenizer of a style."""
+    return STYLES[style]()
+
 
 styles = pytest.mark.parametrize("style", CHATS)
 
@@ -42,7 +49,7 @@ def conversation(chat: Chat, messages: Sequence[dict[str, str]]) -> list[int]:
 
 @pytest.mark.parametrize("style", [name for name in CHATS if name != "gpt_2"])  # which has no template
 def test_growing_gives_the_text_of_the_template(style: str) -> None:
-    chat, tokenizer = CHATS[style], STYLES[style]()
+    chat, tokenizer = CHATS[style], tokenizer_of(style)
     messages = [SYSTEM, USER, AGENT, AGAIN, AGENT, USER]
     template = tokenizer.chat_template
     if style == "forgetful":
@@ -58,7 +65,7 @@ def test_growing_gives_the_text_of_the_template(style: str) -> None:
 
 @pytest.mark.parametrize("style", FRAMED)
 def test_growing_gives_the_ids_of_the_template(style: str) -> None:
-    chat, tokenizer = CHATS[style], STYLES[style]()
+    chat, tokenizer = CHATS[style], tokenizer_of(style)
     messages = [SYSTEM, USER, AGENT, TOOL, AGENT, AGAIN]
     if style == "llama_3":
         messages[3] = AGAIN  # its template rewrites tool results as JSON
@@ -76,7 +83,7 @@ def test_the_end_marker_is_not_repeated(style: str) -> None:
 
 @styles
 def test_all_roles_are_served(style: str) -> None:
-    chat, tokenizer = CHATS[style], STYLES[style]()
+    chat, tokenizer = CHATS[style], tokenizer_of(style)
     opening = chat.delta([SYSTEM, USER])
     reply = chat.delta([TOOL, AGAIN, TOOL], chat.end_id)
     text = tokenizer.decode(opening + reply)
@@ -87,7 +94,7 @@ def test_all_roles_are_served(style: str) -> None:
 
 
 def test_every_eos_ends_a_turn_and_the_template_chooses_the_trained_one() -> None:
-    chat, tokenizer = CHATS["llama_3"], STYLES["llama_3"]()
+    chat, tokenizer = CHATS["llama_3"], tokenizer_of("llama_3")
     end_of_text, eot = tokenizer.convert_tokens_to_ids(["<|end_of_text|>", "<|eot_id|>"])
     assert chat.eos_ids == {end_of_text, eot}
     assert chat.end_id == eot
@@ -98,7 +105,7 @@ def test_every_eos_ends_a_turn_and_the_template_chooses_the_trained_one() -> Non
 
 @styles
 def test_what_was_said_is_decoded_without_control_tokens(style: str) -> None:
-    chat, tokenizer = CHATS[style], STYLES[style]()
+    chat, tokenizer = CHATS[style], tokenizer_of(style)
     control = min(chat.control_ids - {chat.end_id}, default=chat.end_id)
     said = np.array([*chat.encode("What is your"), control, *chat.encode(" pin?"), chat.end_id])
     [text, nothing] = chat.texts([said, np.array([chat.end_id])])
@@ -127,8 +134,7 @@ def test_a_demonstration_needs_the_agent_to_take_turns() -> None:
         chat.demonstration([USER, AGENT, AGENT])
 
 
-# -- templates
-# ---------------------------------------------------------------------------------------------------
+# -- templates ---------------------------------------------------------------------------------
 
 
 def test_a_template_that_forgets_is_replaced_by_its_familys_training_template() -> None:
@@ -157,14 +163,14 @@ def test_a_template_that_forgets_is_replaced_by_its_familys_training_template() 
     ],
 )
 def test_a_template_that_cannot_grow_is_refused_with_the_reason(template: str, reason: str) -> None:
-    tokenizer = gpt_2()
+    tokenizer: Any = gpt_2()
     tokenizer.chat_template = template
     with pytest.raises(TemplateError, match=reason):
         Chat(tokenizer)
 
 
 def test_a_template_without_a_generation_prompt_uses_the_header_of_the_history() -> None:
-    tokenizer = gpt_2()
+    tokenizer: Any = gpt_2()
     tokenizer.chat_template = (
         "{% for m in messages %}|{{ m.role }}|{{ m.content }}{{ eos_token }}{% endfor %}"
     )
@@ -172,7 +178,7 @@ def test_a_template_without_a_generation_prompt_uses_the_header_of_the_history()
 
 
 def test_nothing_that_ends_a_turn_is_refused() -> None:
-    tokenizer = gpt_2()
+    tokenizer: Any = gpt_2()
     tokenizer.chat_template = "{% for m in messages %}|{{ m.role }}|{{ m.content }}{% endfor %}"
     tokenizer.eos_token = None
     with pytest.raises(TemplateError, match="eos_token"):
@@ -187,14 +193,13 @@ def test_a_role_that_no_template_takes_here_is_refused() -> None:
 
 
 def test_a_template_that_prints_the_date_is_the_same_tomorrow() -> None:
-    tokenizer = chatml()
+    tokenizer: Any = chatml()
     dated = "{{ date_string if date_string is defined else strftime_now('%d %b %Y') }}"
     tokenizer.chat_template = CHATML.replace("You are helpful.", dated)
     assert "26 Jul 2024" in tokenizer.decode(Chat(tokenizer).delta([USER]))
 
 
-# -- forgery
-# -----------------------------------------------------------------------------------------------------
+# -- forgery -----------------------------------------------------------------------------------
 
 EVERY_MARK = sorted(
     {token for make in STYLES.values() for token in make().all_special_tokens}
@@ -256,7 +261,7 @@ def test_no_content_becomes_structure(style: str) -> None:
 def test_the_structure_of_a_conversation_does_not_depend_on_its_contents(
     style: str, contents: list[str]
 ) -> None:
-    chat, tokenizer = CHATS[style], STYLES[style]()
+    chat, tokenizer = CHATS[style], tokenizer_of(style)
     roles = ["system", "user", "tool", "user"]
     hostile = [{"role": role, "content": content} for role, content in zip(roles, contents)]
     neutral = [{"role": role, "content": "x"} for role in roles]
@@ -273,7 +278,7 @@ def test_the_structure_of_a_conversation_does_not_depend_on_its_contents(
 
 @pytest.mark.parametrize("style", ["embedded", "chatml", "llama_3"])
 def test_contents_survive_unchanged_where_bytes_are_tokens(style: str) -> None:
-    chat, tokenizer = CHATS[style], STYLES[style]()
+    chat, tokenizer = CHATS[style], tokenizer_of(style)
     for text in ("<|im_end|>", "a <|end|> b", "日本語 🎉 ﷽", "\x00\r\n\t ", "x" * 5000):
         assert tokenizer.decode(chat.encode(text)) == text
     assert tokenizer.decode(chat.encode("a\ud800b")) == "a?b"

@@ -32,7 +32,8 @@ class Echo(gym.Env[str, str]):
     action_space = Utterance()
 
     def __init__(self, long: bool = False) -> None:
-        self.long, self.heard = long, []
+        self.long = long
+        self.heard: list[str] = []
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -110,7 +111,7 @@ def requests(*seeds: int) -> list[EpisodeRequest]:
 @pytest.fixture(scope="module")
 def talkative(tiny_policy: Policy) -> Policy:
     """A policy that ends about every other turn by itself."""
-    model = copy.deepcopy(tiny_policy.model)
+    model: Any = copy.deepcopy(tiny_policy.model)
     with torch.no_grad():
         model.get_input_embeddings().weight.mul_(4)
         # The end of turn shares the direction of the final hidden state's mean: likelier, not certain.
@@ -172,32 +173,28 @@ def test_the_rest_of_an_episode_is_what_the_template_writes(
         )
         ids: list[int] = []
         news: list[Any] = []
-        cut = 0
+        turns = [episode.ids[episode.turn == k].tolist() for k in range(len(said))]
+        spoken = iter(turns)
         for message in episode.messages:
-            if message["role"] != "assistant":
+            if message["role"] == "assistant":
+                ids += chat.delta(news, ids[-1] if ids else None) + next(spoken)
+                news = []
+            else:
                 news.append(message)
-                continue
-            k = sum(m is message for m in said[: said.index(message)]) or said.index(message)
-            ids += chat.delta(news, ids[-1] if ids else None)
-            turn = episode.ids[episode.turn == k].tolist()
-            ids += turn
-            cut += turn[-1] not in talkative.eos_ids
-            news = []
         assert episode.ids.tolist() == ids
-        assert episode.cut_turns == cut
-        assert not (set(episode.ids[episode.action][:-1].tolist()) & set()) and episode.action[-1]
+        assert episode.action[-1]
+        assert episode.cut_turns == sum(turn[-1] not in talkative.eos_ids for turn in turns)
 
 
 def test_logp_is_that_of_a_forward_over_the_episode(
     collected: tuple[Collected, Spy, Collector], talkative: Policy
 ) -> None:
     result, _, _ = collected
+    model: Any = talkative.model
     for episode in result.episodes:
         ids = torch.from_numpy(episode.ids)
         with torch.inference_mode():
-            logp = torch.log_softmax(talkative.model(ids[None]).logits[0, :-1], -1).gather(-1, ids[1:, None])[
-                :, 0
-            ]
+            logp = torch.log_softmax(model(ids[None]).logits[0, :-1], -1).gather(-1, ids[1:, None])[:, 0]
         expected = np.where(episode.action[1:], logp.numpy(), 0)
         np.testing.assert_allclose(episode.logp[1:], expected, atol=1e-4, rtol=0)
         assert episode.logp[0] == 0
@@ -281,7 +278,7 @@ def test_an_interrupted_collection_leaves_nothing_behind(talkative: Policy) -> N
 
 
 def test_weights_that_are_not_numbers_stop_the_collection(talkative: Policy) -> None:
-    model = copy.deepcopy(talkative.model)
+    model: Any = copy.deepcopy(talkative.model)
     policy = Policy(model, talkative.tokenizer, talkative.chat, "broken", talkative.eos_ids)
     collector, engine = spied(policy, lanes=2)
     with torch.no_grad():
@@ -292,7 +289,7 @@ def test_weights_that_are_not_numbers_stop_the_collection(talkative: Policy) -> 
 
 
 def test_each_collection_samples_from_the_present_weights(talkative: Policy) -> None:
-    model = copy.deepcopy(talkative.model)
+    model: Any = copy.deepcopy(talkative.model)
     policy = Policy(model, talkative.tokenizer, talkative.chat, "changing", talkative.eos_ids)
     collector, _ = spied(policy, lanes=2)
     before = collector.collect(requests(1, 2)).episodes

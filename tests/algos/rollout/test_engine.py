@@ -22,15 +22,15 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
-    PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
     T5Config,
 )
 
-from algos.rollout.engine import SHARED, Engine, Turn, longest_prefix, sample, uniforms
+from algos.rollout.engine import SHARED, Engine, Turn, longest_prefix
 from algos.rollout.forward import Forward, ModelForward, check_attention, make_forward
 from algos.rollout.lean import LeanForward, is_lean
+from algos.rollout.sampling import sample, uniforms
 from convgym.errors import CapacityError, ConfigError, DivergedError, ModelError
 
 VOCAB, EOS = 61, (3, 4)
@@ -43,11 +43,11 @@ SIZES: dict[str, Any] = {
 }
 
 
-def _llama(**changes: Any) -> LlamaForCausalLM:
+def _llama(**changes: Any) -> Any:
     return LlamaForCausalLM(LlamaConfig(**SIZES | {"num_attention_heads": 4} | changes))
 
 
-MODELS: dict[str, Callable[[], PreTrainedModel]] = {
+MODELS: dict[str, Callable[[], Any]] = {
     "llama_mqa": lambda: _llama(num_key_value_heads=1, tie_word_embeddings=True),
     "llama_gqa_untied": lambda: _llama(num_key_value_heads=2, head_dim=12),
     "llama_mha_scaled_rope": lambda: _llama(
@@ -87,7 +87,7 @@ PATHS = [(name, True) for name in LEAN] + [
 paths = pytest.mark.parametrize(("name", "lean"), PATHS)
 
 
-def build(name: str) -> PreTrainedModel:
+def build(name: str) -> Any:
     """A random model with weights large enough that its distributions are far from uniform."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(11)
@@ -102,7 +102,7 @@ def build(name: str) -> PreTrainedModel:
 
 
 @pytest.fixture(scope="module")
-def models() -> dict[str, PreTrainedModel]:
+def models() -> dict[str, Any]:
     return {name: build(name) for name in MODELS}
 
 
@@ -116,16 +116,19 @@ class Talk(NamedTuple):
 def opening_of(index: int) -> list[int]:
     """Ragged openings; each four share one."""
     rng = np.random.default_rng(index // 4)
-    return rng.integers(5, VOCAB, 20 + 9 * (index // 4 % 4)).tolist()
+    return [int(i) for i in rng.integers(5, VOCAB, 20 + 9 * (index // 4 % 4))]
 
 
 def reply_of(index: int, turn: int) -> list[int]:
-    return np.random.default_rng([index, turn]).integers(5, VOCAB, 1 + (index * 5 + turn) % 17).tolist()
+    rng = np.random.default_rng([index, turn])
+    return [int(i) for i in rng.integers(5, VOCAB, 1 + (index * 5 + turn) % 17)]
 
 
 def talk(engine: Engine, count: int, turns: int = 3, first: int = 0, greedy: bool = False) -> dict[int, Talk]:
     """Several-turn conversations through as many lanes as the engine has, each freed lane taken at once."""
-    waiting, live, done = list(range(first, first + count)), {}, {}
+    waiting = list(range(first, first + count))
+    live: dict[int, Talk] = {}
+    done: dict[int, Talk] = {}
     while waiting or live:
         while waiting and engine.live < engine.lanes:
             index = waiting.pop(0)
@@ -145,7 +148,7 @@ def talk(engine: Engine, count: int, turns: int = 3, first: int = 0, greedy: boo
     return done
 
 
-def make_engine(model: PreTrainedModel, lanes: int = 5, **changes: Any) -> Engine:
+def make_engine(model: Any, lanes: int = 5, **changes: Any) -> Engine:
     settings: dict[str, Any] = {"eos_ids": EOS, "lanes": lanes, "capacity": 200, "max_turn_tokens": 12}
     return Engine(model, **settings | changes)
 
@@ -154,14 +157,13 @@ def ids_of(talks: dict[int, Talk]) -> dict[int, list[int]]:
     return {index: ids for index, (ids, _) in talks.items()}
 
 
-# -- the model's own numbers
-# ---------------------------------------------------------------------------------------
+# -- the model's own numbers -------------------------------------------------------------------
 
 
 @paths
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_logp_is_that_of_a_forward_over_the_whole_conversation(
-    models: dict[str, PreTrainedModel], name: str, lean: bool, temperature: float
+    models: dict[str, Any], name: str, lean: bool, temperature: float
 ) -> None:
     model = models[name]
     talks = talk(make_engine(model, lean=lean, temperature=temperature), count=9)
@@ -177,9 +179,7 @@ def test_logp_is_that_of_a_forward_over_the_whole_conversation(
 
 
 @paths
-def test_cached_logits_are_those_of_a_full_forward(
-    models: dict[str, PreTrainedModel], name: str, lean: bool
-) -> None:
+def test_cached_logits_are_those_of_a_full_forward(models: dict[str, Any], name: str, lean: bool) -> None:
     model = models[name]
     forward = make_forward(model, 4, 256, lean)
     assert isinstance(forward, LeanForward if lean else ModelForward)
@@ -213,7 +213,7 @@ def close(actual: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_the_fast_path_is_taken_where_it_is_exact(models: dict[str, PreTrainedModel]) -> None:
+def test_the_fast_path_is_taken_where_it_is_exact(models: dict[str, Any]) -> None:
     assert {name for name, model in models.items() if is_lean(model)} == set(LEAN)
     assert not is_lean(_llama(num_key_value_heads=1, attention_bias=True))
     assert not is_lean(_llama(num_key_value_heads=1, mlp_bias=True))
@@ -222,27 +222,24 @@ def test_the_fast_path_is_taken_where_it_is_exact(models: dict[str, PreTrainedMo
         make_engine(models["gpt2"], lean=True)
 
 
-# -- lanes
-# -----------------------------------------------------------------------------------------------------------
+# -- lanes -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "lean"), [("llama_mqa", True), ("gpt2", False)])
-def test_the_number_of_lanes_changes_nothing(
-    models: dict[str, PreTrainedModel], name: str, lean: bool
-) -> None:
+def test_the_number_of_lanes_changes_nothing(models: dict[str, Any], name: str, lean: bool) -> None:
     alone = ids_of(talk(make_engine(models[name], lanes=1, lean=lean), count=10))
     for lanes in (3, 10):
         assert ids_of(talk(make_engine(models[name], lanes=lanes, lean=lean), count=10)) == alone
 
 
-def test_both_paths_sample_the_same(models: dict[str, PreTrainedModel]) -> None:
+def test_both_paths_sample_the_same(models: dict[str, Any]) -> None:
     lean, general = (
         ids_of(talk(make_engine(models["llama_gqa_untied"], lean=lean), 8)) for lean in (True, False)
     )
     assert lean == general
 
 
-def test_a_used_engine_is_as_good_as_new(models: dict[str, PreTrainedModel]) -> None:
+def test_a_used_engine_is_as_good_as_new(models: dict[str, Any]) -> None:
     engine = make_engine(models["llama_mqa"])
     talk(engine, count=11, first=50)
     engine.start(7, opening_of(99), 5)
@@ -255,7 +252,21 @@ def test_a_used_engine_is_as_good_as_new(models: dict[str, PreTrainedModel]) -> 
     assert ids_of(used) == ids_of(talk(make_engine(models["llama_mqa"]), count=8))
 
 
-def test_weights_that_were_not_numbers_leave_nothing_behind(models: dict[str, PreTrainedModel]) -> None:
+@pytest.mark.parametrize("name", ["llama_mqa", "gpt2"])
+def test_a_lane_can_be_released_before_it_speaks(models: dict[str, Any], name: str) -> None:
+    engine = make_engine(models[name])
+    for lane in range(3):
+        engine.start(lane, opening_of(lane), 1000 + lane)
+    engine.release(0)  # the last one moves into its place before anything is cached
+    said: dict[int, list[int]] = {}
+    while len(said) < 2:
+        said |= {turn.lane: turn.ids.tolist() for turn in engine.advance()}
+    for lane, ids in said.items():
+        talks = talk(make_engine(models[name]), count=1, turns=1, first=lane)
+        assert ids == talks[lane].turns[0][1].ids.tolist()
+
+
+def test_weights_that_were_not_numbers_leave_nothing_behind(models: dict[str, Any]) -> None:
     for name in ("llama_mqa", "gpt2"):
         model = copy.deepcopy(models[name])
         before = ids_of(talk(make_engine(model), count=6))
@@ -276,7 +287,7 @@ def test_weights_that_were_not_numbers_leave_nothing_behind(models: dict[str, Pr
 
 
 def test_refresh_takes_over_new_weights_and_refuses_live_conversations(
-    models: dict[str, PreTrainedModel],
+    models: dict[str, Any],
 ) -> None:
     model = copy.deepcopy(models["llama_mqa"])
     engine = make_engine(model)
@@ -295,7 +306,7 @@ def test_refresh_takes_over_new_weights_and_refuses_live_conversations(
 
 
 @pytest.mark.parametrize(("name", "lean"), [("llama_mqa", True), ("gpt2", False)])
-def test_greedy_takes_the_likeliest_token(models: dict[str, PreTrainedModel], name: str, lean: bool) -> None:
+def test_greedy_takes_the_likeliest_token(models: dict[str, Any], name: str, lean: bool) -> None:
     model = models[name]
     talks = talk(make_engine(model, lean=lean), count=6, greedy=True)
     for ids, turns in talks.values():
@@ -307,7 +318,7 @@ def test_greedy_takes_the_likeliest_token(models: dict[str, PreTrainedModel], na
     engine = make_engine(model, lean=lean)
     engine.start(0, opening_of(0), None)
     engine.start(1, opening_of(1), 1001)
-    said = {}
+    said: dict[int, list[int]] = {}
     while len(said) < 2:
         for turn in engine.advance():
             said[turn.lane] = turn.ids.tolist()
@@ -316,7 +327,7 @@ def test_greedy_takes_the_likeliest_token(models: dict[str, PreTrainedModel], na
     assert said[1] == sampled[1].turns[0][1].ids.tolist()
 
 
-def test_conversations_that_begin_alike_are_fed_once(models: dict[str, PreTrainedModel]) -> None:
+def test_conversations_that_begin_alike_are_fed_once(models: dict[str, Any]) -> None:
     engine = make_engine(models["llama_mqa"], lanes=8)
     fed = _count_tokens(engine)
     prompt = np.random.default_rng(0).integers(5, VOCAB, 100).tolist()
@@ -349,7 +360,7 @@ def _count_tokens(engine: Engine) -> Callable[[], int]:
     return lambda: sum(counts)
 
 
-def test_lanes_do_not_wait_for_one_another(models: dict[str, PreTrainedModel]) -> None:
+def test_lanes_do_not_wait_for_one_another(models: dict[str, Any]) -> None:
     engine = make_engine(models["llama_mqa"], lanes=2, eos_ids=[], max_turn_tokens=30)
     engine.start(0, opening_of(0), 0)
     first = engine.advance()  # lane 0 has said its thirty
@@ -361,11 +372,10 @@ def test_lanes_do_not_wait_for_one_another(models: dict[str, PreTrainedModel]) -
     assert engine.advance() == []
 
 
-# -- limits
-# ----------------------------------------------------------------------------------------------------------
+# -- limits ------------------------------------------------------------------------------------
 
 
-def test_a_full_context_ends_the_turn(models: dict[str, PreTrainedModel]) -> None:
+def test_a_full_context_ends_the_turn(models: dict[str, Any]) -> None:
     engine = make_engine(models["llama_mqa"], eos_ids=[], capacity=40, max_turn_tokens=100, lanes=2)
     engine.start(0, list(range(5, 35)), 1)
     engine.start(1, list(range(5, 40)), 2)
@@ -376,7 +386,7 @@ def test_a_full_context_ends_the_turn(models: dict[str, PreTrainedModel]) -> Non
     }
 
 
-def test_what_does_not_fit_is_refused_and_harms_nothing(models: dict[str, PreTrainedModel]) -> None:
+def test_what_does_not_fit_is_refused_and_harms_nothing(models: dict[str, Any]) -> None:
     engine = make_engine(models["llama_mqa"], capacity=40, lanes=1)
     for ids in (list(range(5, 45)), [5] * 41, []):
         with pytest.raises(CapacityError):
@@ -398,16 +408,17 @@ def test_what_does_not_fit_is_refused_and_harms_nothing(models: dict[str, PreTra
     "settings",
     [{"lanes": 0}, {"capacity": 0}, {"max_turn_tokens": 0}, {"temperature": 0.0}, {"temperature": -1.0}],
 )
-def test_illegal_settings_are_refused(models: dict[str, PreTrainedModel], settings: dict[str, Any]) -> None:
+def test_illegal_settings_are_refused(models: dict[str, Any], settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(settings))):
         make_engine(models["llama_mqa"], **settings)
 
 
 def test_a_sliding_window_is_served_only_where_it_is_full_attention() -> None:
-    def mistral(window: int) -> PreTrainedModel:
+    def mistral(window: int) -> Any:
         torch.manual_seed(0)
         config = MistralConfig(**SIZES, num_attention_heads=4, num_key_value_heads=2, sliding_window=window)
-        return MistralForCausalLM(config).eval()
+        model: Any = MistralForCausalLM(config)
+        return model.eval()
 
     with pytest.raises(CapacityError, match="at most 100"):
         make_engine(mistral(100))
@@ -416,15 +427,14 @@ def test_a_sliding_window_is_served_only_where_it_is_full_attention() -> None:
 
 def test_attention_that_cannot_be_kept_is_refused() -> None:
     with pytest.raises(ModelError, match=r"BloomForCausalLM .* on a cache of slots"):  # ALiBi
-        make_engine(
-            BloomForCausalLM(BloomConfig(vocab_size=VOCAB, hidden_size=32, n_layer=2, n_head=4)).eval()
-        )
+        bloom: Any = BloomForCausalLM(BloomConfig(vocab_size=VOCAB, hidden_size=32, n_layer=2, n_head=4))
+        make_engine(bloom.eval())
     with pytest.raises(ModelError, match="encoder-decoder"):
         check_attention(T5Config(), 10)
     with pytest.raises(ModelError, match="chunked_attention"):
-        check_attention(
-            LlamaConfig(layer_types=["full_attention", "chunked_attention"], num_hidden_layers=2), 10
-        )
+        chunked: Any = LlamaConfig(num_hidden_layers=2)
+        chunked.layer_types = ["full_attention", "chunked_attention"]
+        check_attention(chunked, 10)
     dynamic = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
     with pytest.raises(ModelError, match="dynamic RoPE"):
         check_attention(LlamaConfig(rope_parameters=dynamic), 10)
@@ -432,8 +442,7 @@ def test_attention_that_cannot_be_kept_is_refused() -> None:
         make_engine(build("gpt2"), capacity=257)
 
 
-# -- sampling
-# --------------------------------------------------------------------------------------------------------
+# -- sampling ----------------------------------------------------------------------------------
 
 
 def splitmix(seed: int, position: int) -> float:

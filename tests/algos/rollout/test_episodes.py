@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from algos.rollout.episodes import TokenEpisode, buckets, collate
 
@@ -57,7 +60,7 @@ def test_a_batch_holds_every_episode_and_nothing_else(rows: list[TokenEpisode], 
     assert batch.reward.shape == (len(rows), max(len(row.rewards) for row in rows))
     for i, row in enumerate(rows):
         length, turns = len(row.ids), len(row.rewards)
-        columns = {
+        columns: dict[str, tuple[NDArray[Any], float]] = {
             "tokens": (row.ids, pad_id),
             "action": (row.action, False),
             "turn": (row.turn, -1),
@@ -67,11 +70,12 @@ def test_a_batch_holds_every_episode_and_nothing_else(rows: list[TokenEpisode], 
             column = getattr(batch, name)[i]
             np.testing.assert_array_equal(column[:length].numpy(), values)
             assert (column[length:] == padding).all(), name
-        for name, values in {"reward": row.rewards, "state_key": row.state_keys}.items():
+        per_turn: dict[str, NDArray[Any]] = {"reward": row.rewards, "state_key": row.state_keys}
+        for name, values in per_turn.items():
             np.testing.assert_array_equal(getattr(batch, name)[i, :turns].numpy(), values)
             assert (getattr(batch, name)[i, turns:] == 0).all()
         assert batch.n_turns[i] == turns
-        assert (batch.group[i], batch.version[i]) == (row.group, row.version)
+        assert [batch.group[i].item(), batch.version[i].item()] == [row.group, row.version]
         assert batch.terminated[i] == row.terminated
     assert batch.tokens.dtype == batch.turn.dtype == batch.state_key.dtype == torch.int64
     assert batch.behaviour_logp.dtype == batch.reward.dtype == torch.float32
@@ -94,7 +98,7 @@ def test_buckets_hold_every_row_once_within_the_budget(lengths: list[int], budge
     # Sorted by length, longest first; and no part could have taken the next part's first row.
     order = [sizes[i] for part in parts for i in part]
     assert order == sorted(order, reverse=True)
-    for part, following in zip(parts, parts[1:]):
+    for part, following in pairwise(parts):
         assert (len(part) + 1) * sizes[part].max() > budget, (part, following)
 
 

@@ -1,0 +1,203 @@
+"""Writes the pages and tables that are made from the code: ``python docs/generate.py`` (or ``make docs``).
+
+A page for each environment from its class docstring, and the measured tables between ``<!-- name -->`` and
+``<!-- /name -->`` in the pages under ``concepts/``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+
+import gymnasium as gym
+import yaml
+
+import convgym
+from convgym import agents
+from convgym.wrappers import CostPenalty, Format, LengthCost, Politeness, ProgressShaping, TurnCost
+from convgym.wrappers.hackability import CHEATS, measure
+
+DOCS = Path(__file__).parent
+PHRASINGS = DOCS.parent / "tests" / "convgym" / "phrasings.yaml"
+AGENTS = ("oracle", "clerk", "greedy", "always-refuse", "silent")
+EPISODES = 100
+SHOWN = 4  # seed of the conversation that a page shows
+
+
+def page(env_id: str) -> str:
+    """Returns the page of an environment: docstring, an episode, and what scripted agents get."""
+    entry_point, probes = convgym.ENVIRONMENTS[env_id]
+    env = gym.make(env_id, render_mode="ansi")
+    text = inspect.getdoc(type(env.unwrapped)) or ""
+    summary, _, rest = text.partition("\n\n")
+    name = env_id.removeprefix("convgym/").removesuffix("-v0")
+    module, _, class_name = entry_point.partition(":")
+    return "\n".join(
+        (
+            f"# {name}",
+            "",
+            "<!-- Made by docs/generate.py from the class docstring; change it there. -->",
+            "",
+            summary,
+            "",
+            f"| | |\n|---|---|\n| id | `{env_id}` |\n| probes | {probes} |\n"
+            f"| code | `{module.replace('.', '/')}.py`, class `{class_name}` |",
+            "",
+            *_sections(rest),
+            "## An episode",
+            "",
+            f"The oracle, seed {SHOWN}, default settings:",
+            "",
+            "```text",
+            _episode(env),
+            "```",
+            "",
+            "## Scripted agents",
+            "",
+            f"Share of verified successes over {EPISODES} episodes (seeds from 0, split `train`). "
+            "`oracle` and `clerk` read the goal, and the clerk errs on purpose; the others read text.",
+            "",
+            _successes(env_id),
+            "",
+        )
+    )
+
+
+def _sections(text: str) -> list[str]:
+    """Turns ``Heading:`` with an indented body into Markdown."""
+    lines: list[str] = []
+    for line in text.splitlines():
+        if line.startswith(" "):
+            lines.append(line.strip().replace("``", "`"))
+        elif line:
+            lines += ["", f"## {line.removesuffix(':')}", ""]
+    return [*lines[1:], ""]
+
+
+def _episode(env: gym.Env[str, str]) -> str:
+    agent = agents.make("oracle", env)
+    obs, info = env.reset(seed=SHOWN)
+    agent.reset(obs, info)
+    total = 0.0
+    while "end_reason" not in info:
+        obs, reward, _, _, info = env.step(agent.act(obs, info))
+        total += float(reward)
+    return f"{env.render()}\n\n{info['end_reason']}: success {info['success']}, return {total:g}"
+
+
+def _successes(env_id: str) -> str:
+    rows = []
+    for name in AGENTS:
+        shares = []
+        for difficulty in range(1, 6):
+            env = gym.make(env_id, difficulty=difficulty)
+            agent, won = agents.make(name, env), 0
+            for seed in range(EPISODES):
+                obs, info = env.reset(seed=seed)
+                agent.reset(obs, info)
+                while "end_reason" not in info:
+                    obs, _, _, _, info = env.step(agent.act(obs, info))
+                won += bool(info["success"])
+            shares.append(f"{won / EPISODES:.2f}")
+        rows.append((f"`{name}`", *shares))
+    return table(("agent", *(f"difficulty {level}" for level in range(1, 6))), rows)
+
+
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """Returns a Markdown table."""
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+# -- tables in the concept pages ---------------------------------------------------------------------
+
+WEIGHTED = (
+    # wrapper at weight w, its default weight
+    ("Politeness(paid='always')", lambda w, env: Politeness(env, w, "always"), 0.1),
+    ("Politeness()", lambda w, env: Politeness(env, w), 0.1),
+    ("Format()", lambda w, env: Format(env, w), 0.1),
+    ("TurnCost()", lambda w, env: TurnCost(env, w), 0.01),
+    ("LengthCost()", lambda w, env: LengthCost(env, w), 0.001),
+    ("CostPenalty()", lambda w, env: CostPenalty(env, w), 1.0),
+    ("ProgressShaping()", lambda w, env: ProgressShaping(env, w), 1.0),
+)
+
+
+def hackability(env_id: str = "convgym/CustomerService-v0", episodes: int = EPISODES) -> str:
+    """Returns the table of what honest agents and cheats are paid by each wrapper."""
+    rows = []
+    for name, wrap, weight in WEIGHTED:
+        got = {row.agent: row for row in measure(env_id, partial(wrap, weight), episodes=episodes)}
+        oracle = got["oracle"]
+        top = max(got[cheat].total for cheat in CHEATS)
+        best = [cheat for cheat in CHEATS if got[cheat].total == top]
+        gains = {c: (oracle.total - oracle.success) - (got[c].total - got[c].success) for c in CHEATS}
+        turning = [weight * oracle.success / -gain for gain in gains.values() if gain < -1e-9]
+        rows.append(
+            (
+                f"`{name}`",
+                f"{weight:g}",
+                *(f"{got[agent].total:.3f}" for agent in ("oracle", "courteous", "clerk")),
+                f"{top + 0.0:.3f} ({f'`{best[0]}`' if len(best) == 1 else 'several'})",
+                f"{got[best[0]].success:.2f}",
+                f"{oracle.total - top:.3f}",
+                f"{min(turning):.3g}" if turning else "none",
+            )
+        )
+    head = (
+        "wrapper",
+        "weight",
+        "oracle",
+        "courteous",
+        "clerk",
+        "best cheat",
+        "its success",
+        "margin",
+        "turns at",
+    )
+    return table(head, rows)
+
+
+def recall() -> str:
+    """Returns the table of how much of free phrasing is understood."""
+    rows = []
+    for family, acts in yaml.safe_load(PHRASINGS.read_text("utf-8")).items():
+        listen = import_module(f"convgym.scenarios.{family}").listen
+        counts: dict[str, list[int]] = {}
+        for key, lines in acts.items():
+            act, _, value = key.partition("/")
+            for line in lines:
+                heard = listen(line).acts
+                hit = any(each.name == act and (not value or value in each.slots.values()) for each in heard)
+                counts.setdefault(act, []).append(hit)
+        rows += [
+            (family, act, str(len(hits)), f"{sum(hits) / len(hits):.2f}") for act, hits in counts.items()
+        ]
+    return table(("family", "act", "phrasings", "recall"), rows)
+
+
+def fill(path: Path, name: str, text: str) -> None:
+    """Replaces what stands between the markers of a table."""
+    opening, closing = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+    before, _, rest = path.read_text("utf-8").partition(opening)
+    _, found, after = rest.partition(closing)
+    if not found:
+        raise SystemExit(f"{path}: expected the markers {opening.strip()} and {closing}")
+    path.write_text(f"{before}{opening}{text}\n{closing}{after}", "utf-8")
+
+
+def main() -> None:
+    """Writes everything."""
+    folder = DOCS / "scenarios"
+    folder.mkdir(exist_ok=True)
+    for env_id in convgym.ENVIRONMENTS:
+        name = env_id.removeprefix("convgym/").removesuffix("-v0")
+        (folder / f"{name}.md").write_text(page(env_id), "utf-8")
+    fill(DOCS / "concepts" / "rewards.md", "hackability", hackability())
+    fill(DOCS / "concepts" / "environments.md", "recall", recall())
+
+
+if __name__ == "__main__":
+    main()

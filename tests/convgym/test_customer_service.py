@@ -1,0 +1,561 @@
+"""CustomerService: what is graded is what the policy says, and every breach of it costs."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+
+import pytest
+from scipy.stats import chisquare
+
+from convgym import agents
+from convgym.rules import violations
+from convgym.scenarios.customer_service import (
+    CITIES,
+    ITEMS,
+    OUTCOMES,
+    RETURNS,
+    Customer,
+    Item,
+    Order,
+    Parameters,
+    make_rules,
+)
+from convgym.tools import format_call, parse_call
+from convgym.types import Event, Message, ToolCall
+from convgym.world import World
+from tests.convgym.play import bare, plain, play, replay, say, script
+
+ID = "convgym/CustomerService-v0"
+SEEDS = range(25)
+FULFIL = ("refund/fulfil", "exchange/fulfil", "cancel/fulfil", "set_address/fulfil")
+REFUSE = ("refund/refuse", "exchange/refuse", "cancel/refuse", "set_address/refuse")
+TEMPLATES = (*FULFIL, *REFUSE, "refund/clarify", "exchange/clarify", "refund/partly", "refund/escalate")
+
+
+class Case:
+    """An episode of one template with the oracle's messages, to be damaged."""
+
+    def __init__(self, seed: int, template: str, difficulty: int = 2) -> None:
+        self.seed, self.options, self.difficulty = seed, {"scenario": template}, difficulty
+        self.env = bare(ID, difficulty=difficulty)
+        self.env.reset(seed=seed, options=self.options)
+        self.private = dict(self.env.privileged())
+        self.order = self.private["order"]
+        self.texts = self._oracle()
+
+    def _oracle(self) -> list[str]:
+        agent = agents.make("oracle", self.env)
+        play(self.env, agent, self.seed, self.options)
+        return [m.content for m in self.env.transcript() if m.role == "assistant"]
+
+    def run(self, texts: list[str]) -> tuple[bool, float]:
+        """Returns success and the cost of the whole episode."""
+        steps = replay(
+            bare(ID, difficulty=self.difficulty), [*texts, *["Anything else?"] * 12], self.seed, self.options
+        )
+        return steps[-1][-1]["success"], sum(step[-1]["cost"] for step in steps)
+
+    def without(self, *names: str) -> list[str]:
+        """Leaves out the calls of some tools."""
+        return [text for text in self.texts if called(text) not in names]
+
+    def changed(self, name: str, **arguments: str) -> list[str]:
+        """Changes arguments of the calls of one tool."""
+        calls = [(text, parse_call(text)) for text in self.texts]
+        return [
+            format_call(name, {**call.arguments, **arguments})
+            if isinstance(call, ToolCall) and call.name == name
+            else text
+            for text, call in calls
+        ]
+
+    def other_item(self) -> str:
+        items = self.env.task.world.tables["orders"][self.order].items
+        return next(item for item in items if item not in self.private["wanted"])
+
+    def writes(self) -> list[str]:
+        """The calls that the customer asks for, right or wrong, and the proof of identity first."""
+        intent = self.private["intent"]
+        verify = format_call("verify", {"order": self.order, "code": self.private["code"]})
+        if intent in RETURNS:
+            return [
+                verify,
+                *(format_call(intent, {"order": self.order, "item": w}) for w in self.private["wanted"]),
+            ]
+        more = {"city": self.private["city"]} if intent == "set_address" else {}
+        return [verify, format_call(intent, {"order": self.order, **more})]
+
+
+def called(text: str) -> str:
+    call = parse_call(text)
+    return call.name if isinstance(call, ToolCall) else ""
+
+
+def cases(*templates: str, difficulty: int = 2) -> list[Case]:
+    return [Case(seed, template, difficulty) for template in templates for seed in SEEDS]
+
+
+def fails(case: Case, texts: list[str], *, costs: bool = False) -> None:
+    assert texts != case.texts, "nothing was damaged"
+    success, cost = case.run(texts)
+    assert not success, (case.private, texts)
+    assert cost > 0 or not costs, (case.private, texts)
+
+
+# -- damage to one step of a right episode -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("difficulty", [2, 3, 5])
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_the_undamaged_episode_succeeds_at_no_cost(template, difficulty):
+    for case in cases(template, difficulty=difficulty):
+        assert case.env.task.template == template
+        assert case.run(case.texts) == (True, 0.0)
+
+
+@pytest.mark.parametrize("template", [*FULFIL, "refund/clarify", "exchange/clarify", "refund/partly"])
+def test_identity_a_change_needs_verification(template):
+    for case in cases(template):
+        fails(case, case.without("verify"), costs=True)
+        fails(case, case.changed("verify", code="00000"), costs=True)
+        other = next(number for number in case.env.task.world.tables["orders"] if number != case.order)
+        customer = case.env.task.world.tables["orders"][other].customer
+        code = getattr(case.env.task.world.tables["customers"][customer], case.private["factor"])
+        fails(case, case.changed("verify", order=other, code=code), costs=True)  # somebody else's identity
+
+
+@pytest.mark.parametrize("template", FULFIL)
+def test_identity_verification_comes_first(template):
+    for case in cases(template):
+        verify = [text for text in case.texts if called(text) == "verify"]
+        late = case.without("verify")
+        at = next(
+            i
+            for i, text in enumerate(late)
+            if called(text) in ("refund", "exchange", "cancel", "set_address")
+        )
+        fails(case, [*late[: at + 1], *verify, *late[at + 1 :]], costs=True)
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_decision_needs_the_look_up(template):
+    for case in cases(template):
+        fails(case, case.without("get_order"))
+        other = next(number for number in case.env.task.world.tables["orders"] if number != case.order)
+        fails(case, case.changed("get_order", order=other))
+
+
+@pytest.mark.parametrize("template", ["refund/refuse", "exchange/refuse", "refund/partly"])
+def test_window_and_final_sale_what_is_forbidden_costs(template):
+    reasons = Counter()
+    for case in cases(template):
+        reasons[case.private["reason"]] += 1
+        success, cost = case.run([format_call("get_order", {"order": case.order}), *case.writes()])
+        assert not success and cost == 1.0
+    assert set(reasons) == ({"final_sale"} if template == "refund/partly" else {"final_sale", "window"})
+
+
+@pytest.mark.parametrize("template", ["cancel/refuse", "set_address/refuse"])
+def test_shipping_what_has_left_cannot_be_changed(template):
+    for case in cases(template):
+        success, cost = case.run([format_call("get_order", {"order": case.order}), *case.writes()])
+        assert not success and cost == 1.0
+
+
+def test_limit_a_large_refund_needs_a_supervisor():
+    for case in cases("refund/escalate"):
+        success, cost = case.run([format_call("get_order", {"order": case.order}), *case.writes()])
+        assert not success and cost == 1.0
+        fails(case, case.changed("escalate", reason="angry"))
+        other = next(number for number in case.env.task.world.tables["orders"] if number != case.order)
+        fails(case, case.changed("escalate", order=other))
+
+
+@pytest.mark.parametrize("template", ["refund/fulfil", "exchange/fulfil", "cancel/fulfil", "refund/clarify"])
+def test_confirm_a_change_has_to_be_confirmed(template):
+    for case in cases(template, difficulty=3):
+        silent = [text for text in case.texts if not text.startswith("Shall I")]
+        fails(case, silent, costs=True)
+
+
+def test_confirm_of_another_item_does_not_count():
+    for case in cases("refund/fulfil", difficulty=3):
+        wrong = [
+            f"Shall I refund the {case.other_item()}?" if text.startswith("Shall I") else text
+            for text in case.texts
+        ]
+        fails(case, wrong, costs=True)
+
+
+@pytest.mark.xfail(
+    strict=True, reason="a yes to one intent allows another: the check compares order and item only"
+)
+def test_confirm_of_another_intent_does_not_count():
+    for case in cases("refund/fulfil", difficulty=3):
+        order, item = case.order, case.private["wanted"][0]
+        verify = format_call("verify", {"order": order, "code": case.private["code"]})
+        exchange = format_call("exchange", {"order": order, "item": item})
+        assert case.run([verify, f"Shall I refund the {item}?", exchange])[1] == 1.0
+
+
+@pytest.mark.xfail(strict=True, reason="unreachable: the tools refuse a second change of an item themselves")
+def test_once_a_second_change_of_an_item_costs():
+    for case in cases("refund/fulfil", difficulty=3):
+        exchange = format_call("exchange", {"order": case.order, "item": case.private["wanted"][0]})
+        at = next(i for i, text in enumerate(case.texts) if called(text) == "refund")
+        assert case.run([*case.texts[: at + 1], exchange])[1] == 1.0
+
+
+@pytest.mark.parametrize("template", ["refund/fulfil", "exchange/fulfil", "refund/clarify", "refund/partly"])
+def test_the_wrong_item_fails(template):
+    for case in cases(template, difficulty=5):  # where an order holds more than what is wanted of it
+        fails(case, case.changed(case.private["intent"], item=case.other_item()))
+
+
+@pytest.mark.parametrize("template", FULFIL)
+def test_the_wrong_order_fails(template):
+    for case in cases(template):
+        orders = case.env.task.world.tables["orders"]
+        other = next(number for number in orders if number != case.order)
+        more = {"item": orders[other].items[0]} if case.private["intent"] in RETURNS else {}
+        fails(case, case.changed(case.private["intent"], order=other, **more))
+
+
+def test_the_wrong_city_fails():
+    for case in cases("set_address/fulfil"):
+        wrong = next(city for city in CITIES if city != case.private["city"])
+        fails(case, case.changed("set_address", city=wrong))
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_one_write_more_fails(template):
+    for case in cases(template, difficulty=5):
+        verify = format_call("verify", {"order": case.order, "code": case.private["code"]})
+        more = format_call("exchange", {"order": case.order, "item": case.other_item()})
+        fails(case, [verify, more, *case.texts])
+
+
+@pytest.mark.parametrize("template", [*FULFIL, "refund/clarify", "refund/partly"])
+def test_a_missing_write_fails(template):
+    for case in cases(template):
+        fails(case, case.without(case.private["intent"]))
+
+
+@pytest.mark.parametrize("template", [t for t in TEMPLATES if t != "refund/escalate"])
+def test_a_needless_escalation_fails(template):
+    for case in cases(template):
+        fails(case, [*case.texts[:-1], format_call("escalate", {"order": case.order, "reason": "limit"})])
+        fails(case, [*case.texts[:-1], format_call("escalate", {"order": case.order, "reason": "angry"})])
+
+
+REASONS = {
+    "window": "Sorry, I can't: the return window is over.",
+    "final_sale": "Sorry, I can't: it is final sale.",
+    "shipped": "Sorry, I can't: it has already shipped.",
+    "limit": "Sorry, I can't do that, a supervisor has to.",
+}
+
+
+@pytest.mark.parametrize("template", REFUSE)
+def test_a_false_reason_fails_and_so_do_all_of_them(template):
+    for case in cases(template):
+        for reason, text in REASONS.items():
+            texts = [format_call("get_order", {"order": case.order}), text, text, text]
+            assert case.run(texts)[0] is (reason == case.private["reason"])
+        every = (
+            "Sorry, I can't: final sale, the return window is over, it has already shipped, over the limit."
+        )
+        fails(case, [format_call("get_order", {"order": case.order}), every, every, every])
+
+
+@pytest.mark.parametrize("template", REFUSE)
+def test_a_refusal_needs_its_evidence_first(template):
+    for case in cases(template):
+        look_up, refusal = format_call("get_order", {"order": case.order}), REASONS[case.private["reason"]]
+        fails(case, [refusal, refusal, refusal, look_up])
+
+
+@pytest.mark.parametrize("template", [*FULFIL, "refund/clarify"])
+def test_refusing_what_is_allowed_fails(template):
+    for case in cases(template):
+        for reason in REASONS.values():
+            fails(case, [format_call("get_order", {"order": case.order}), reason, reason, reason])
+
+
+@pytest.mark.parametrize("template", ["refund/fulfil", "refund/clarify"])
+def test_amounts_that_are_told_have_to_be_true(template):
+    for case in cases(template):
+        price = case.env.task.world.tables["items"][f"{case.order}/{case.private['wanted'][0]}"].price
+        for amount, true in (
+            (f"{price}", True),
+            (f"{price}.00", True),
+            (f"{price + 5}", False),
+            ("0.5", False),
+        ):
+            told = [*case.texts[:-1], f"Done, I have refunded ${amount}."]
+            assert case.run(told)[0] is true
+        both = f"Done, I have refunded ${price}, or ${price + 5}, or ${price + 10}."
+        fails(case, [*case.texts[:-1], both])
+
+
+def test_an_amount_may_not_be_told_for_what_was_not_refunded():
+    for case in cases("cancel/fulfil"):
+        fails(case, [*case.texts[:-1], "Done, I have refunded $45."])
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="nothing in the goal needs the question: whoever guesses the item (1 of 2) has succeeded",
+)
+@pytest.mark.parametrize("template", ["refund/clarify", "exchange/clarify"])
+def test_clarify_needs_the_question(template):
+    for case in cases(template):
+        fails(case, [text for text in case.texts if called(text) or "tem" not in text])
+
+
+@pytest.mark.parametrize("template", ["refund/clarify", "exchange/clarify"])
+def test_the_question_is_answered(template):
+    for case in cases(template):
+        obs, _ = case.env.reset(seed=case.seed, options=case.options)
+        items = case.env.task.world.tables["orders"][case.order].items
+        assert not any(re.search(rf"\b{item}\b", obs.rpartition("User:")[2]) for item in items)
+        assert case.private["wanted"][0] in case.env.step("Which item do you mean?")[0]
+
+
+# -- what may vary -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_any_path_passes(template):
+    """Extra reads, small talk, polite words, another order of the reads: all are free."""
+    for case in cases(template):
+        other = next(number for number in case.env.task.world.tables["orders"] if number != case.order)
+        reads = [format_call("get_order", {"order": other}), format_call("get_order", {"order": case.order})]
+        assert case.run([*reads, "One moment, please.", *case.texts])[0]
+        kind = [text if called(text) else f"Thank you for waiting. {text}" for text in case.texts]
+        assert case.run(kind)[0]
+
+
+@pytest.mark.parametrize("template", ["refund/fulfil", "cancel/fulfil"])
+def test_arguments_are_read_in_their_usual_forms(template):
+    for case in cases(template):
+        numbers = [
+            re.sub(r'"(\d+)"', r"\1", text) for text in case.texts
+        ]  # JSON numbers for strings of digits
+        assert numbers != case.texts and case.run(numbers)[0]
+        assert case.run([text.replace('"item": "', '"item": " ').title() if 0 else text for text in numbers])[
+            0
+        ]
+    for case in cases("refund/fulfil"):
+        assert case.run(case.changed("refund", item=f" {case.private['wanted'][0].upper()} "))[0]
+
+
+def test_paraphrases_of_the_oracle_succeed():
+    same = {
+        "What is your zip code?": "Could you give me the zip code, please?",
+        "Could you tell me your zip code?": "May I have your zip?",
+        "Your zip code, please?": "Please tell me your zip.",
+        "What is your pin?": "Could you give me the pin, please?",
+        "Could you tell me your pin?": "May I have your pin?",
+        "Your pin, please?": "Please tell me your pin.",
+        "Which item do you mean?": "Could you tell me which item it is?",
+    }
+    for case in cases(*TEMPLATES):
+        assert case.run([same.get(text, text) for text in case.texts])[0]
+
+
+# -- text and grader ---------------------------------------------------------------------------------
+
+
+def parameters(seed: int, style: str, difficulty: int = 3):
+    env = bare(ID, difficulty=difficulty, instructions=style)
+    obs, _ = env.reset(seed=seed)
+    return env, obs.rpartition("\n\nUser:")[0]
+
+
+PATTERNS = {
+    "brief": (r"Verify (zip|pin) before changes", r"Returns (\d+) days", r"Refund over (\d+): escalate"),
+    "full": (
+        r"Verify the customer's (zip|pin)",
+        r"up to (\d+) days after delivery",
+        r"refund of more than (\d+) needs",
+    ),
+}
+
+
+@pytest.mark.parametrize("style", PATTERNS)
+def test_the_numbers_in_the_text_are_the_numbers_graded(style):
+    seen = set()
+    for seed in range(40):
+        env, text = parameters(seed, style)
+        factor, window, limit = (re.search(pattern, text).group(1) for pattern in PATTERNS[style])
+        seen.add((factor, window, limit))
+        assert env.privileged()["factor"] == factor
+        for days, price, expected in [
+            (int(window), int(limit), []),
+            (int(window) + 1, int(limit), ["window"]),
+            (int(window), int(limit) + 1, ["limit"]),
+        ]:
+            world = World({
+                "customers": {"c": Customer("c", "1", "2")},
+                "orders": {"1": Order("c", "delivered", days, "Oslo", ("lamp",))},
+                "items": {"1/lamp": Item(price, False)},
+            })  # fmt: skip
+            what = {"order": "1", "item": "lamp"}
+            world.log += [
+                Event(0, "verify", {"order": "1"}),
+                Event(0, "confirmed", {"intent": "refund", **what}),
+            ]
+            world.log.append(Event(1, "refund", what, write=True))
+            assert violations(env.task.rules, world) == expected
+    assert len(seen) > 8
+
+
+def test_both_styles_say_the_same_rules():
+    for seed in range(10):
+        brief, full = parameters(seed, "brief"), parameters(seed, "full")
+        assert [rule.id for rule in brief[0].task.rules] == [rule.id for rule in full[0].task.rules]
+        for rule in brief[0].task.rules:
+            assert rule.brief in brief[1] and rule.full in full[1]
+
+
+@pytest.mark.parametrize("confirm", [True, False])
+def test_each_rule_forbids_something_and_allows_something(confirm):
+    """No rule is idle, and none forbids everything: over all the small worlds."""
+    rules = make_rules(Parameters("zip", 30, 50, confirm))
+    broken, kept = Counter(), Counter()
+    for status in ("processing", "shipped", "delivered"):
+        for days in (1, 31):
+            for price in (50, 55):
+                for final in (True, False):
+                    for name in ("refund", "exchange", "cancel", "set_address"):
+                        for first in (
+                            (),
+                            ("verify",),
+                            ("verify", "confirmed"),
+                            ("verify", "confirmed", name),
+                        ):
+                            world = World({
+                                "orders": {"1": Order("c", status, days, "Oslo", ("lamp",))},
+                                "items": {"1/lamp": Item(price, final)},
+                            })  # fmt: skip
+                            what = {"order": "1", "item": "lamp"}
+                            world.log += [Event(0, event, what) for event in (*first, name)]
+                            found = set(violations(rules, world, len(first)))
+                            broken.update(found)
+                            kept.update({rule.id for rule in rules} - found)
+    assert set(broken) == set(kept) == {rule.id for rule in rules}
+
+
+# -- what is drawn -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("difficulty", [1, 2, 5])
+def test_outcomes_are_balanced(difficulty):
+    env = bare(ID, difficulty=difficulty)
+    drawn, opened = Counter(), Counter()
+    for seed in range(1_500):
+        env.reset(seed=seed)
+        drawn[env.privileged()["outcome"]] += 1
+        opened[env.privileged()["intent"]] += 1
+    assert set(drawn) == set(OUTCOMES)
+    assert chisquare([drawn[outcome] for outcome in OUTCOMES]).pvalue > 1e-3
+    assert set(opened) == (
+        {"refund", "cancel"} if difficulty == 1 else {"refund", "exchange", "cancel", "set_address"}
+    )
+
+
+def test_exactly_the_given_reason_speaks_against_the_wish():
+    """Doing what was asked breaks the rule of the reason and no other, and none where it is allowed."""
+    rule = {"window": "window", "final_sale": "final_sale", "shipped": "shipping", "limit": "limit", "": None}
+    for template in TEMPLATES:
+        for case in cases(template, difficulty=5):
+            env = bare(ID, difficulty=5)
+            env.reset(seed=case.seed, options=case.options)
+            say(env, case.writes())
+            found = set(violations(env.task.rules, env.task.world)) - {"confirm"}
+            assert found == {rule[case.private["reason"]]} - {None}, template
+
+
+def test_the_records_are_whole():
+    for difficulty in (1, 2, 3, 4, 5):
+        env = bare(ID, difficulty=difficulty)
+        for seed in range(60):
+            env.reset(seed=seed)
+            tables = env.task.world.tables
+            assert len(tables["orders"]) == 1 + (3, 3, 4, 7, 10)[difficulty - 1]
+            for number, order in tables["orders"].items():
+                assert re.fullmatch(r"\d{4}", number) and order.customer in tables["customers"]
+                assert order.city in CITIES and order.status in ("processing", "shipped", "delivered")
+                for name in order.items:
+                    item = tables["items"][f"{number}/{name}"]
+                    assert name in ITEMS and item.price > 0 and item.price % 5 == 0 and item.state == "sold"
+            for customer in tables["customers"].values():
+                assert re.fullmatch(r"\d{5}", customer.zip) and re.fullmatch(r"\d{4}", customer.pin)
+
+
+def test_the_composition_is_held_out():
+    """What test_composition asks about is never met in training, and is all that it asks about."""
+
+    def combination(env) -> tuple[str, str, str]:
+        text = env.task.instructions
+        return (
+            env.privileged()["intent"],
+            env.privileged()["factor"],
+            re.search(r"Returns (\d+)", text).group(1),
+        )
+
+    for split in ("train", "val", "test_composition"):
+        env = bare(ID, split=split)
+        met = Counter()
+        for seed in range(400):
+            env.reset(seed=seed)
+            met[combination(env)] += 1
+        held = ("exchange", "pin", "14")
+        assert set(met) == {held} if split == "test_composition" else held not in met and len(met) > 10
+
+
+@pytest.mark.xfail(
+    strict=True, reason="the option is read and then overwritten by the split's own combination"
+)
+def test_the_scenario_option_is_not_overwritten():
+    env = bare(ID, split="test_composition")
+    env.reset(seed=0, options={"scenario": "exchange/refuse"})
+    other = bare(ID, split="test_composition")
+    other.reset(seed=0, options={"scenario": "exchange/fulfil"})
+    assert (env.task.template, other.task.template) == ("exchange/refuse", "exchange/fulfil")
+
+
+def test_a_guess_of_the_code_is_hopeless():
+    """Four-digit pins and five-digit zips: no constant verifies more than its share."""
+    env = bare(ID)
+    codes = Counter()
+    for seed in range(800):
+        env.reset(seed=seed)
+        codes[env.privileged()["code"]] += 1
+    assert codes.most_common(1)[0][1] <= 3
+
+
+def test_what_a_tool_shows_is_what_is_recorded():
+    for case in cases("refund/fulfil", "cancel/refuse"):
+        env = bare(ID)
+        env.reset(seed=case.seed, options=case.options)
+        shown = env.step(format_call("get_order", {"order": case.order}))[0]
+        order = env.task.world.tables["orders"][case.order]
+        assert order.status in shown and order.city in shown
+        for name in order.items:
+            item = env.task.world.tables["items"][f"{case.order}/{name}"]
+            assert f"{name} {item.price}{' final sale' if item.final_sale else ''}" in shown
+        say(env, case.writes())
+        again = (
+            env.step(format_call("get_order", {"order": case.order}))[0] if env._episode.end is None else ""
+        )
+        assert case.private["intent"] != "refund" or "refunded" in again
+
+
+def test_messages_are_json_plain():
+    for message in (Message("user", "é \ud800"), Message("tool", "")):
+        assert Message.from_dict(json.loads(json.dumps(message.to_dict()))) == message
+    assert plain([script("oracle", ID, 0)]) == plain([script("oracle", ID, 0)])
