@@ -17,13 +17,13 @@ __all__ = ["Clerk", "Greedy", "Oracle"]
 
 SLIPS = {
     # mistake: probability that a clerk makes it in an episode
-    "blind": 0.15,  # changes without verifying
-    "hasty": 0.10,  # decides without looking the order up
-    "lenient": 0.30,  # grants what the policy forbids
-    "strict": 0.15,  # refuses what the policy allows
-    "guess": 0.30,  # does not ask which item is meant
-    "wrong_reason": 0.20,
-    "silent": 0.10,  # does not say that it is done
+    "blind": 0.30,  # changes without verifying
+    "hasty": 0.15,  # decides without looking the order up
+    "lenient": 0.35,  # grants what the policy forbids
+    "strict": 0.25,  # refuses what the policy allows
+    "guess": 0.50,  # does not ask which item is meant
+    "wrong_reason": 0.35,
+    "silent": 0.15,  # does not say that it is done
 }
 
 

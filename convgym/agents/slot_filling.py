@@ -17,10 +17,10 @@ __all__ = ["Clerk", "Greedy", "Oracle"]
 
 SLIPS = {
     # mistake: probability that a clerk makes it in an episode
-    "early": 0.20,  # submits before it has asked for everything, and guesses the rest
-    "stale": 0.35,  # submits the first value of a corrected slot
+    "early": 0.25,  # submits before it has asked for everything, and guesses the rest
+    "stale": 0.45,  # submits the first value of a corrected slot
     "mishear": 0.15,  # submits another value for one slot
-    "again": 0.20,  # asks for something it was told
+    "again": 0.15,  # asks for something it was told
 }
 
 
