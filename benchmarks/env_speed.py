@@ -1,11 +1,11 @@
 """How fast the conversation environments are.
 
 ``python -m benchmarks.env_speed`` replays recorded messages of the oracle, resets included, on one core:
-through ``gym.make``, through ``gym.make_vec``, and through the lane-wise calls of the vector env that rollouts
-use.
+through ``gym.make``, through ``gym.make_vec``, and through the lane-wise calls of the vector env that
+rollouts use.
 
-Times are CPU seconds of this process, the best of a few rounds in which the contestants take turns: wall time on
-a shared machine says more about the neighbours. The messages were heard before, as most of what a group of
+Times are CPU seconds of this process, the best of a few rounds in which the contestants take turns: wall time
+on a shared machine says more about the neighbours. The messages were heard before, as most of what a group of
 conversations says is; reading a new one takes a dozen microseconds more.
 """
 

@@ -1,8 +1,8 @@
 """The founding package's benchmark work, done by this one: ``python -m benchmarks.founding_work``.
 
-One scripted scenario, 8 conversations x 3 agent turns x exactly 32 sampled tokens, a randomly initialised Llama of about 3.3M
-parameters (4 layers x 256, 4 heads, no sharing of key-value heads) in float32 on one thread: a rollout and one GRPO update.
-CPU seconds are comparable with a measurement of that package on the same kind of machine.
+One scripted scenario, 8 conversations x 3 agent turns x exactly 32 sampled tokens, a randomly initialised Llama of
+about 3.3M parameters (4 layers x 256, 4 heads, no sharing of key-value heads) in float32 on one thread: a rollout
+and one GRPO update. CPU seconds are comparable with a measurement of that package on the same kind of machine.
 """
 
 from __future__ import annotations
@@ -41,10 +41,17 @@ USER = (
     "Okay, thanks.",
 )
 SENTENCES = (
-    "i am sorry about the delay", "i understand and i am happy to help", "please check your email for the tracking link",
-    "thank you for your patience", "your refund has been processed", "can you share your order number",
-    "the package is in transit", "where is my package", "it never arrived", "the payment failed twice",
-)  # fmt: skip
+    "i am sorry about the delay",
+    "i understand and i am happy to help",
+    "please check your email for the tracking link",
+    "thank you for your patience",
+    "your refund has been processed",
+    "can you share your order number",
+    "the package is in transit",
+    "where is my package",
+    "it never arrived",
+    "the payment failed twice",
+)
 
 
 class ScriptedUser(gym.Env[str, str]):
@@ -123,7 +130,9 @@ def main() -> None:
     options = tyro.cli(Options)
     torch.set_num_threads(1)
     found = measure(options)
-    table = Table("measure", "value", title=f"{options.episodes} episodes x {options.turns} turns x {options.tokens} tokens")
+    table = Table(
+        "measure", "value", title=f"{options.episodes} episodes x {options.turns} turns x {options.tokens} tokens"
+    )
     for name, value in found.items():
         table.add_row(name, f"{value:,.4g}")
     Console().print(table)

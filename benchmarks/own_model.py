@@ -1,7 +1,7 @@
 """Trains a real pretrained model for a few updates: ``python -m benchmarks.own_model``.
 
-Shows that ``--model FOLDER`` takes any causal language model: two GRPO updates of SmolLM2-135M-Instruct on a few conversations
-with full instructions, on a CPU, with what it took and whether the weights moved.
+Shows that ``--model FOLDER`` takes any causal language model: two GRPO updates of SmolLM2-135M-Instruct on a few
+conversations with full instructions, on a CPU, with what it took and whether the weights moved.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def measure(options: Options) -> dict[str, float]:
     loaded = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
         config = RunConfig(
-            env="convgym/TextBandit-v0", env_kwargs={"instructions": "full"}, algo="grpo", model=options.model, updates=options.updates,
+            env="convgym/TextBandit-v0", env_kwargs={"instructions": "full"}, algo="grpo",
+            model=options.model, updates=options.updates,
             episodes_per_update=options.episodes, group_size=4, lanes=options.episodes, max_turn_tokens=48,
             eval_episodes=options.episodes, threads=options.threads, device="cpu", tensorboard=False,
             out=options.out or str(Path(scratch) / "run"),
@@ -77,7 +78,9 @@ def main() -> None:
     options = tyro.cli(Options)
     torch.set_num_threads(options.threads)
     found = measure(options)
-    table = Table("measure", "value", title=f"{options.model}: {options.updates} updates of {options.episodes} episodes")
+    table = Table(
+        "measure", "value", title=f"{options.model}: {options.updates} updates of {options.episodes} episodes"
+    )
     for name, value in found.items():
         table.add_row(name, f"{value:,.6g}")
     Console().print(table)

@@ -1,9 +1,10 @@
 """Makes the embedded checkpoints again from seeds: ``python -m benchmarks.pretrain nano``.
 
-Scripted clerks of mixed skill play the environments; a tokenizer is learned from what was said; three models that differ in
-their initialisation imitate the clerks' messages, through the same learner and chat bridge that reinforcement learning uses.
-The checkpoints ship with the package, because benchmark results must be comparable between machines; this command
-reproduces them and says how far the reproduction is from what ships.
+Scripted clerks of mixed skill play the environments; a tokenizer is learned from what was said; three models
+that differ in their initialisation imitate the clerks' messages, through the same learner and chat bridge
+that reinforcement learning uses. The checkpoints ship with the package, because benchmark results must be
+comparable between machines; this command reproduces them and says how far the reproduction is from what
+ships.
 """
 
 from __future__ import annotations
@@ -118,9 +119,7 @@ def as_episode(chat: Chat, dialogue: Dialogue) -> TokenEpisode:
     )  # fmt: skip
 
 
-def clone(
-    policy: Policy, episodes: Sequence[TokenEpisode], recipe: Recipe, seed: int, console: Console
-) -> list[float]:
+def clone(policy: Policy, episodes: Sequence[TokenEpisode], recipe: Recipe, seed: int, console: Console) -> list[float]:
     """Trains a policy in place by behaviour cloning; returns the loss of each epoch (nats per action token)."""
     steps = recipe.epochs * (len(episodes) // recipe.batch)
     config = LearnerConfig(
@@ -146,9 +145,7 @@ def start_success(policy: Policy, recipe: Recipe, episodes: int = 256) -> dict[s
     found = {}
     for env_id, (keywords, _, _) in recipe.envs.items():
         make = [lambda env_id=env_id, keywords=keywords: gym.make(env_id, split="val", **keywords)] * 64
-        collected = Collector(ConversationVectorEnv(make), policy).collect(
-            group_requests(ROOT, 0, episodes, 1)
-        )
+        collected = Collector(ConversationVectorEnv(make), policy).collect(group_requests(ROOT, 0, episodes, 1))
         runs = collected.episodes
         found[env_id] = {
             "success": float(np.mean([run.success for run in runs])),
@@ -190,9 +187,7 @@ def main() -> None:
         f"{len(corpus)} dialogues, {sum(lengths):,} tokens ({np.mean(lengths):.0f} each, at most {max(lengths)}), "
         f"vocabulary {len(tokenizer)}, corpus {fingerprint[:12]}"
     )
-    table = Table(
-        "init", "environment", "success", "return", "turns", "understood", title=f"start of {options.name}"
-    )
+    table = Table("init", "environment", "success", "return", "turns", "understood", title=f"start of {options.name}")
     for init in options.inits:
         policy = make_policy(new_model(options.name, tokenizer, seed=init), tokenizer, name=options.name)
         losses = clone(policy, episodes, recipe, init, console)

@@ -163,7 +163,7 @@ def _look_up(kind: str, name: str, known: Mapping[str, Any]) -> Any:
 CUSTOMER_SERVICE = EnvSpec("convgym/CustomerService-v0", {"difficulty": 2}, cost=1.5)
 SLOT_FILLING = EnvSpec("convgym/SlotFilling-v0", {"difficulty": 2})
 
-# Learning rates: the best of two or three a competitor, in single runs on both environments; docs/lab-log.md has the runs.
+# Learning rates: the best of two or three a competitor, in single runs on both environments (docs/lab-log.md).
 # PPO keeps its clipped objective; with 20 updates there is no time to learn a critic that bootstraps over 60 tokens, so
 # lambda and the discount are 1, the critic reads the trunk without moving it, and two passes are whole-batch steps.
 GRPO = Entry("grpo", "grpo", learning_rate=2.5e-4)

@@ -1,25 +1,27 @@
 """``ConversationEnv``: the turn loop of every conversation, and nothing else.
 
-What is said, what may be done and what counts comes from the :class:`Task` that a scenario draws for an episode. The loop
-reads an agent message, lets a tool or the user answer, checks the rules on what happened, and judges the world at the end.
+What is said, what may be done and what counts comes from the :class:`Task` that a scenario draws for an
+episode. The loop reads an agent message, lets a tool or the user answer, checks the rules on what happened,
+and judges the world at the end.
 """
 
 from __future__ import annotations
 
 import copy
+import operator
 import sys
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from inspect import Parameter, signature
 from typing import Any, ClassVar, Literal, get_args
 from zlib import crc32
 
-import gymnasium as gym
 import numpy as np
 
-from convgym.errors import ConfigError, EnvError
+from convgym.errors import ConfigError, EnvError, UnknownNameError
 from convgym.rules import Rule, violations
-from convgym.seeding import Streams, derive_seed
+from convgym.seeding import OwnStreams, Streams, derive_seed
 from convgym.spaces import Utterance
 from convgym.tools import Malformed, Tool, parse_call, run_tool
 from convgym.types import EndReason, Event, Heard, Message, Outcome, Turn
@@ -47,8 +49,8 @@ class Task:
         instructions: The system message.
         understand: Text of the agent -> speech acts.
         judge: ``judge(world) -> Outcome``; may be called at any turn.
-        turn_reward: ``turn_reward(world, start) -> {term: value}`` for the events from index ``start`` on; None where
-            only the end is rewarded.
+        turn_reward: ``turn_reward(world, start) -> {term: value}`` for the events from index ``start`` on;
+            None where only the end is rewarded.
         privileged: What only oracles and audits may see.
     """
 
@@ -84,32 +86,36 @@ class _Episode:
         return replace(self, task=self.task.fork(), turns=list(self.turns), written=list(self.written))
 
     def state_key(self) -> int:
-        """Hashes the user's state and the log. ``written`` keeps the log in words, so that an event is written once."""
+        """Hashes the user's state and the log; ``written`` is the log in words, written once an event."""
         for event in self.task.world.log[len(self.written) :]:
             self.written.append(repr((event.name, event.ok, sorted(event.arguments.items()))))
-        return crc32(f"({self.task.user.key()!r}, [{', '.join(self.written)}])".encode())  # repr escapes surrogates
+        return crc32(f"({self.task.user.key()!r}, [{', '.join(self.written)}])".encode())
 
 
-class ConversationEnv(gym.Env[str, str]):
+class ConversationEnv(OwnStreams):
     """A conversation as a Gymnasium environment; a subclass is a scenario family.
 
-    Observation: all text that is new to the agent, at reset the instructions and the user's opening. Action: one agent
-    message, any string. ``info["messages"]`` holds the same news as chat messages. See ``docs/concepts/environments.md``.
+    Observation: all text that is new to the agent, at reset the instructions and the user's opening. Action:
+        one
+    agent message, any string. ``info["messages"]`` holds the same news as chat messages. See
+    ``docs/concepts/environments.md``.
 
     Args:
         split: Which seeds, wordings and people are met; a name in :data:`SPLITS`.
         difficulty: 1 to 5, turns the scenario's one knob.
         user: The user family; ``"agenda"``.
         max_turns: Agent messages before the conversation is cut; None for the scenario's default.
-        instructions: ``"brief"`` (a few dozen tokens) or ``"full"`` (prose and JSON schemas) of the same rules.
+        instructions: ``"brief"`` (a few dozen tokens) or ``"full"`` (prose and JSON schemas) of the same
+            rules.
         reveal: Whether ``info["privileged"]`` holds the goal, for oracles and audits.
         render_mode: ``"ansi"`` returns the transcript, ``"human"`` prints it as it grows.
 
     Raises:
-        ConfigError: If an argument is not one of the above.
+        ConfigError: If an argument has an illegal value.
+        UnknownNameError: If an argument is none of the above.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "human"], "render_fps": 1}
+    metadata: dict[str, Any] = {"render_modes": ["ansi", "human"], "render_fps": 1}
     default_max_turns: ClassVar[int] = 12
 
     def __init__(
@@ -122,7 +128,10 @@ class ConversationEnv(gym.Env[str, str]):
         instructions: Literal["brief", "full"] = "brief",
         reveal: bool = False,
         render_mode: str | None = None,
+        **unknown: object,
     ) -> None:
+        for name in unknown:
+            raise UnknownNameError.of("setting", name, _settings(type(self)))
         limit = self.default_max_turns if max_turns is None else max_turns
         expect("split", split, SPLITS)
         expect("difficulty", difficulty, (1, 2, 3, 4, 5))
@@ -130,7 +139,8 @@ class ConversationEnv(gym.Env[str, str]):
         expect("instructions", instructions, ("brief", "full"))
         expect("render_mode", render_mode, (None, *self.metadata["render_modes"]))
         if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
-            raise ConfigError(f"max_turns: expected an integer of at least 1, got {max_turns!r}; leave it out for the default.")
+            got = f"got {max_turns!r}; leave it out for the default."
+            raise ConfigError(f"max_turns: expected an integer of at least 1, {got}")
         self.split, self.difficulty, self.style = split, difficulty, instructions
         self.max_turns, self.reveal, self.render_mode = limit, bool(reveal), render_mode
         self.observation_space = Utterance()
@@ -149,41 +159,45 @@ class ConversationEnv(gym.Env[str, str]):
             template: A template id to draw instead of a random one, or None.
         """
 
-    # -- the Gymnasium interface ---------------------------------------------------------------------------------
+    # -- the Gymnasium interface -----------------------------------------------------------------------------
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
         """Starts a conversation.
 
         Args:
             seed: Starts the stream of episodes anew; None goes on with it.
-            options: ``scenario`` (template id), ``scenario_seed``, ``user_seed`` and ``split``, each optional.
+            options: ``scenario`` (template id), ``scenario_seed``, ``user_seed`` and ``split``, each
+                optional.
 
         Raises:
-            ConfigError: If an option is unknown or illegal.
+            ConfigError: If the seed or an option is unknown or illegal; the env is then as it was.
         """
-        super().reset(seed=seed)
-        if seed is not None:
-            self._root, self._episodes = int(seed), 0
-        elif self._root is None:
-            self._root = int(np.random.SeedSequence().generate_state(1, np.uint64)[0])
         options = options or {}
         for name in options:
             expect("option", name, ("scenario", "scenario_seed", "user_seed", "split"))
         split = options.get("split", self.split)
-        expect("split", split, SPLITS)
-        root = derive_seed(self._root, "episode", self._episodes)
-        self._episodes += 1
+        if split is not self.split:
+            expect("split", split, SPLITS)
+        super().reset(seed=seed)
+        first, number = (self._root, self._episodes) if seed is None else (seed, 0)
+        if first is None:
+            first = int(np.random.SeedSequence().generate_state(1, np.uint64)[0])
+        root = derive_seed(first, "episode", number)
         # The split is part of the seed: an episode of one split cannot be met in another.
         streams = Streams(
-            derive_seed(int(options.get("scenario_seed", root)), "scenario", split),
-            derive_seed(int(options.get("user_seed", root)), "user", split),
+            derive_seed(_seed(options, "scenario_seed", root), "scenario", split),
+            derive_seed(_seed(options, "user_seed", root), "user", split),
         )
         task = self.draw(streams, split, options.get("scenario"))
         opening = (Message("system", task.instructions), Message("user", task.user.open(streams).text))
-        self._episode = _Episode(task, streams, opening)
+        self._root, self._episodes = first, number + 1
+        self._episode = episode = _Episode(task, streams, opening)
         if self.render_mode == "human":
             self.render()
-        return f"{task.instructions}\n\n{_as_text(opening[1:])}", self._info(self._episode, opening, {}, 0.0, True, None)
+        news = f"{task.instructions}\n\n{_as_text(opening[1:])}"
+        return news, self._info(episode, opening, {}, 0.0, True, None)
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Says one agent message, or calls one tool.
@@ -219,17 +233,17 @@ class ConversationEnv(gym.Env[str, str]):
         return _as_text(turn.replies), float(sum(terms.values())), outcome is not None and not cut, cut, info
 
     def render(self) -> str | None:  # type: ignore[override]
-        """Returns the transcript (``ansi``) or prints what is new (``human``), control characters made visible."""
+        """Returns the transcript (``ansi``) or prints the news (``human``); no message can forge another."""
         if self.render_mode is None or self._episode is None:
             return None
         if self.render_mode == "ansi":
-            return "\n".join(f"{m.role}: {printable(m.content)}" for m in self.transcript())
+            return "\n".join(_shown(message) for message in self.transcript())
         episode = self._episode
         news = self.transcript()[-1 - len(episode.turns[-1].replies) :] if episode.turns else episode.opening
-        sys.stdout.write("".join(f"{m.role}: {printable(m.content)}\n" for m in news))
+        sys.stdout.write("".join(f"{_shown(message)}\n" for message in news))
         return None
 
-    # -- beyond Gymnasium ----------------------------------------------------------------------------------------
+    # -- beyond Gymnasium ------------------------------------------------------------------------------------
 
     def transcript(self) -> tuple[Message, ...]:
         """Returns every message so far, the agent's own included."""
@@ -241,7 +255,10 @@ class ConversationEnv(gym.Env[str, str]):
         return tuple(messages)
 
     def progress(self) -> float:
-        """Returns the share of the goal that is met now, in [0, 1]. Privileged: for shaping and audits, never for agents."""
+        """Returns the share of the goal that is met now, in [0, 1].
+
+        Privileged: for shaping and audits, never for agents.
+        """
         return self._open().task.judge(self._open().task.world).score
 
     def privileged(self) -> Mapping[str, Any]:
@@ -258,7 +275,10 @@ class ConversationEnv(gym.Env[str, str]):
         return self._root, self._episodes, self._open().fork()
 
     def restore(self, snapshot: Any) -> None:
-        """Goes back to a snapshot; what follows is bitwise the same as it was. A snapshot can be restored many times."""
+        """Goes back to a snapshot; what follows is bitwise the same as it was.
+
+        A snapshot can be restored many times.
+        """
         self._root, self._episodes, episode = snapshot
         self._episode = episode.fork()
 
@@ -268,7 +288,7 @@ class ConversationEnv(gym.Env[str, str]):
         twin._episode = self._open().fork()
         return twin
 
-    # -- inside --------------------------------------------------------------------------------------------------
+    # -- inside ----------------------------------------------------------------------------------------------
 
     def _open(self) -> _Episode:
         if self._episode is None:
@@ -283,10 +303,16 @@ class ConversationEnv(gym.Env[str, str]):
             return Turn(action, None, None, (Message("tool", f"error: {call.reason}"),)), None
         if call is not None:
             text, ending = run_tool(task.tools, task.world, call, index)
-            end = None if ending is None else EndReason.ESCALATED if ending.name == "escalate" else EndReason.SUBMITTED
-            return Turn(action, call, None, (Message("tool", text),)), end
+            end = (
+                EndReason.ESCALATED
+                if ending is not None and ending.name == "escalate"
+                else EndReason.SUBMITTED
+            )
+            return Turn(action, call, None, (Message("tool", text),)), None if ending is None else end
         heard = task.understand(action)
-        task.world.log.extend(Event(index, act.name, act.slots) for act in heard.acts if act.name in CLAIMS)
+        for act in heard.acts:
+            if act.name in CLAIMS:
+                task.world.log.append(Event(index, act.name, act.slots))
         reply = task.user.respond(heard, task.world, index, episode.streams)
         messages = (Message("user", reply.text),) if reply.text else ()
         return Turn(action, None, heard, messages), reply.end
@@ -308,7 +334,8 @@ class ConversationEnv(gym.Env[str, str]):
             "state_key": episode.state_key(),
         }
         if outcome is not None and episode.end is not None:
-            info |= {"end_reason": episode.end.value, "success": outcome.success, "score": float(outcome.score)}
+            score = float(outcome.score)
+            info |= {"end_reason": episode.end.value, "success": outcome.success, "score": score}
         if self.reveal:
             info["privileged"] = dict(episode.task.privileged)
         return info
@@ -318,13 +345,43 @@ def _as_text(messages: Sequence[Message]) -> str:
     return "\n".join([f"{message.role.capitalize()}: {message.content}" for message in messages])
 
 
+def _shown(message: Message) -> str:
+    """One message for people: further lines are indented, so that none looks like another message."""
+    return f"{message.role}: {printable(message.content)}".replace("\n", "\n    ")
+
+
+def _settings(env: type) -> set[str]:
+    """The names of the keyword arguments that a class and its bases take."""
+    inits = [signature(cls.__dict__["__init__"]) for cls in env.__mro__ if "__init__" in cls.__dict__]
+    return {p.name for init in inits for p in init.parameters.values() if p.kind is Parameter.KEYWORD_ONLY}
+
+
+def _seed(options: Mapping[str, Any], name: str, default: int) -> int:
+    value = options.get(name, default)
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ConfigError(f"{name}: expected an integer, got {value!r}; leave it out to draw one.") from None
+
+
 def expect(name: str, value: object, legal: Sequence[object]) -> None:
-    """Raises a :class:`ConfigError` that lists the legal values if ``value`` is not one of them."""
-    if value not in legal or isinstance(value, bool):
+    """Raises a :class:`ConfigError` that lists the legal values if ``value`` is not one of them.
+
+    A value of another type is illegal even where Python calls it equal: ``2.0`` or ``True`` for an integer.
+    """
+    same = [item for item in legal if isinstance(value, type(item)) and value == item]
+    if not same or isinstance(value, bool):
         known = ", ".join(repr(item) for item in legal)
         raise ConfigError(f"{name}: expected one of {known}, got {value!r}.")
 
 
 def printable(text: str) -> str:
-    """Returns a text that cannot steer a terminal: control, bidirectional and surrogate characters are escaped."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+    """Returns a text that cannot steer a terminal: what is not printable is escaped, line breaks aside."""
+    if text.isprintable():
+        return text
+    kept = (c if c.isprintable() or c == "\n" else _escaped(c) for c in text)
+    return "".join(kept)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape", "surrogatepass").decode()

@@ -1,6 +1,7 @@
 """Every error a user can cause has a name, and says what was expected, what came, and what to do next.
 
-All errors are picklable, because they cross process boundaries in vector environments and in the benchmark's pool.
+All errors are picklable, because they cross process boundaries in vector environments and in the benchmark's
+pool.
 """
 
 from __future__ import annotations

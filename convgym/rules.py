@@ -1,8 +1,8 @@
 """Policy rules: the sentence that the agent reads and the check that the grader runs are one object.
 
 A check says whether an event may happen, given what happened before it. The operators here (:class:`Before`,
-:class:`Since`, :class:`Never`, :class:`AtMostOnce`, :class:`OnlyIf`) are data, so that a rule can be pickled, rendered and
-graded from one place, and the text cannot disagree with the grading.
+:class:`Since`, :class:`Never`, :class:`AtMostOnce`, :class:`OnlyIf`) are data, so that a rule can be pickled,
+rendered and graded from one place, and the text cannot disagree with the grading.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["AtMostOnce", "Before", "Check", "Never", "OnlyIf", "Rule", "Since", 
 
 
 class Check(Protocol):
-    """Whether ``event`` is allowed after the ``earlier`` ones. Only successful events in ``names`` can be forbidden."""
+    """Whether ``event`` is allowed after the ``earlier`` ones; it is asked about events in ``names`` only."""
 
     @property
     def names(self) -> frozenset[str]: ...
@@ -49,7 +49,7 @@ def _agree(one: Event, other: Event, keys: tuple[str, ...]) -> bool:
 
 @dataclass(frozen=True)
 class Before:
-    """A successful event in ``names`` needs an earlier successful ``need`` that agrees in the arguments ``same``."""
+    """A successful event in ``names`` needs an earlier successful ``need`` with equal arguments ``same``."""
 
     names: frozenset[str]
     need: str
@@ -72,7 +72,9 @@ class Since:
     def __call__(self, world: World, earlier: Sequence[Event], event: Event) -> bool:
         if not event.ok or event.name not in self.names:
             return True
-        last = next((past for past in reversed(earlier) if past.name in (self.need, self.reset) and past.ok), None)
+        last = next(
+            (past for past in reversed(earlier) if past.name in (self.need, self.reset) and past.ok), None
+        )
         return last is not None and last.name == self.need
 
 
@@ -96,14 +98,17 @@ class AtMostOnce:
     def __call__(self, world: World, earlier: Sequence[Event], event: Event) -> bool:
         if not event.ok or event.name not in self.names:
             return True
-        return not any(past.ok and past.name in self.names and _agree(past, event, self.same) for past in earlier)
+        return not any(
+            past.ok and past.name in self.names and _agree(past, event, self.same) for past in earlier
+        )
 
 
 @dataclass(frozen=True)
 class OnlyIf:
     """A successful event in ``names`` is allowed only if a condition on the *original* records holds.
 
-    The condition reads ``world.tables``, not the overlay: the event has already been applied when it is checked.
+    The condition reads ``world.tables``, not the overlay: the event has already been applied when it is
+    checked.
     """
 
     names: frozenset[str]
@@ -125,7 +130,7 @@ def violations(rules: Sequence[Rule], world: World, start: int = 0) -> list[str]
     broken = []
     for i in range(start, len(world.log)):
         event = world.log[i]
-        if event.ok:
-            about = [rule for rule in rules if event.name in rule.check.names]
-            broken += [rule.id for rule in about if not rule.check(world, world.log[:i], event)]
+        for rule in rules:
+            if event.name in rule.check.names and not rule.check(world, world.log[:i], event):
+                broken.append(rule.id)
     return broken

@@ -11,9 +11,15 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import TypeVar
+from typing import Any, TypeVar
 
-__all__ = ["STREAMS", "Stream", "Streams", "derive_seed"]
+import gymnasium as gym
+import numpy as np
+from gymnasium.utils.seeding import np_random
+
+from convgym.errors import ConfigError
+
+__all__ = ["STREAMS", "OwnStreams", "Stream", "Streams", "derive_seed"]
 
 STREAMS = ("scenario", "user", "surface", "noise")
 """What may vary in an episode: the world and goal, the user's choices, the wording, the typing errors."""
@@ -36,8 +42,12 @@ def derive_seed(root: int, *names: str | int) -> int:
     >>> derive_seed(42, "env", 1) == derive_seed(43, "env", 0)
     False
     """
-    path = repr((int(root), *names)).encode()  # plain: repr escapes what UTF-8 cannot hold
-    return int.from_bytes(blake2b(path, digest_size=8).digest(), "little") >> 1
+    return _hash((int(root), *[str(name) if isinstance(name, str) else int(name) for name in names]))
+
+
+def _hash(path: tuple[int | str, ...]) -> int:
+    digest = blake2b(repr(path).encode(), digest_size=8).digest()  # repr escapes what UTF-8 cannot hold
+    return int.from_bytes(digest, "little") >> 1
 
 
 class Stream(random.Random):
@@ -107,4 +117,38 @@ class Streams:
             turn: Turn index, or -1 for draws made once an episode.
         """
         root = self.scenario_seed if name == "scenario" else self.user_seed
-        return Stream(derive_seed(root, name, turn))
+        return Stream(_hash((root, name, turn)))
+
+
+class OwnStreams(gym.Env[str, str]):
+    """An environment that draws from :class:`Streams` only.
+
+    Gymnasium gives every environment a numpy generator. Seeding it takes as long as drawing a scenario, so it
+    is made when somebody asks for it (``env.np_random``), from the seed of the last seeded reset.
+    """
+
+    _generator: np.random.Generator | None = None
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        """Notes the seed.
+
+        Raises:
+            ConfigError: If the seed is not a non-negative integer.
+        """
+        if seed is not None:
+            if not isinstance(seed, int) or seed < 0:
+                raise ConfigError(f"seed: expected an integer of at least 0, got {seed!r}.")
+            self._generator, self._np_random_seed = None, seed
+        return "", {}
+
+    @property
+    def _np_random(self) -> np.random.Generator | None:
+        if self._generator is None and self._np_random_seed is not None:
+            self._generator, _ = np_random(self._np_random_seed)
+        return self._generator
+
+    @_np_random.setter
+    def _np_random(self, generator: np.random.Generator | None) -> None:
+        self._generator = generator

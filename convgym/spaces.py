@@ -11,17 +11,18 @@ from gymnasium.vector.utils import create_shared_memory
 
 __all__ = ["Utterance"]
 
-_LEXICON = (
-    "hello hi yes no please thanks sorry sure order number the a my your is it what when which can could you i we "
-    "refund cancel book table name day time city help done wait 1 2 3 4821 ok bye"
-).split()
+_COMMON = (
+    "hello hi yes no please thanks sorry sure order number the a my your is it what when which can could "
+    "you i we refund cancel book table name day time city help done wait 1 2 3 4821 ok bye"
+)
+_LEXICON = _COMMON.split()
 
 
 class Utterance(Text):
     """All Unicode strings up to a length, the empty one included.
 
-    Gymnasium's ``Text`` tests every character against a set whose default lacks the space, and a set of all of Unicode
-    takes seconds to build. This space tests type and length, and samples a few common words.
+    Gymnasium's ``Text`` tests every character against a set whose default lacks the space, and a set of all
+    of Unicode takes seconds to build. This space tests type and length, and samples a few common words.
 
     Args:
         max_length: Longest member, in code points. The default admits whatever fits into memory.
@@ -34,7 +35,9 @@ class Utterance(Text):
     def sample(self, mask: Any = None, probability: Any = None) -> str:
         """Draws 0 to 8 words from a small lexicon. Masks are not supported and must be None."""
         if mask is not None or probability is not None:
-            raise ValueError("Utterance.sample takes no mask: expected None, because the space has no fixed alphabet.")
+            raise ValueError(
+                "Utterance.sample takes no mask: expected None, because the space has no fixed alphabet."
+            )
         count = int(self.np_random.integers(0, 9))
         words = self.np_random.integers(0, len(_LEXICON), size=count)
         return " ".join(_LEXICON[i] for i in words)[: self.max_length]
@@ -57,5 +60,5 @@ class Utterance(Text):
 def _refuse_shared_memory(space: Utterance, n: int = 1, ctx: Any = None) -> Any:
     raise CustomSpaceError(
         "Utterances have no fixed size, so they cannot live in shared memory: pass shared_memory=False to "
-        "AsyncVectorEnv, or use gym.make_vec without vectorization_mode, which gives convgym's own batched env."
+        "AsyncVectorEnv, or use gym.make_vec without vectorization_mode for convgym's own batched env."
     )

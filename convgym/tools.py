@@ -1,7 +1,7 @@
 """Typed tools: one pydantic model gives a tool its JSON schema, its validation and its errors.
 
-An agent calls a tool by writing ``<tool_call>{"name": "...", "arguments": {...}}</tool_call>``. The parser is strict, and
-never raises: a malformed call is a fact about the conversation, answered with what was wrong.
+An agent calls a tool by writing ``<tool_call>{"name": "...", "arguments": {...}}</tool_call>``. The parser is
+strict, and never raises: a malformed call is a fact about the conversation, answered with what was wrong.
 """
 
 from __future__ import annotations
@@ -17,7 +17,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from convgym.types import Event, ToolCall
 from convgym.world import World
 
-__all__ = ["Arguments", "Malformed", "Tool", "ToolResult", "describe", "format_call", "parse_call", "run_tool"]
+__all__ = [
+    "Arguments",
+    "Malformed",
+    "Tool",
+    "ToolResult",
+    "describe",
+    "format_call",
+    "parse_call",
+    "run_tool",
+]
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 MAX_CALL = 4_000  # characters of JSON; no legal call of any scenario comes near
@@ -154,10 +163,10 @@ def describe(tools: Iterable[Tool], style: str) -> str:
 def canonical_number(text: str) -> str | None:
     """Returns a number in canonical form (``"45.00"``, ``"$45"`` and ``"45"`` are equal), or None."""
     digits = text.strip().lstrip("$€£").replace(",", "")
-    if digits.isalpha():  # a word, "inf" and "nan" included: spares most calls the exception
+    if digits.isalpha() or "_" in digits:  # words, "inf" and "nan" included; float() would read 1_0 as 10
         return None
     try:
         value = float(digits)
     except ValueError:
         return None
-    return f"{value:g}" if math.isfinite(value) else None
+    return f"{value:.15g}" if math.isfinite(value) else None

@@ -1,12 +1,13 @@
 """The batched conversation env: Gymnasium's vector API, and lane-wise calls for engines that wait for nobody.
 
-``gym.make_vec(id, n)`` returns it. A rollout engine that keeps one conversation a lane calls :meth:`reset_lane` and
-:meth:`step_lanes` for just the lanes that are ready.
+``gym.make_vec(id, n)`` returns it. A rollout engine that keeps one conversation a lane calls
+:meth:`~ConversationVectorEnv.reset_lane` and :meth:`~ConversationVectorEnv.step_lanes` for just the lanes
+that are ready.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -20,7 +21,7 @@ from convgym.errors import ConfigError, EnvError
 from convgym.registration import ENVIRONMENTS
 from convgym.seeding import derive_seed
 
-__all__ = ["ConversationVectorEnv", "Step"]
+__all__ = ["ConversationVectorEnv", "Step", "batch_infos"]
 
 Step = tuple[str, float, bool, bool, dict[str, Any]]
 """``(obs, reward, terminated, truncated, info)`` of one lane."""
@@ -29,13 +30,16 @@ Step = tuple[str, float, bool, bool, dict[str, Any]]
 class ConversationVectorEnv(VectorEnv[tuple[str, ...], tuple[str, ...], np.ndarray]):
     """Several conversations stepped together.
 
-    Observations and actions are tuples of strings. ``infos`` follows Gymnasium's convention: for each key an array over the
-    lanes and a mask ``_key``; lists and dicts are object arrays.
+    Observations and actions are tuples of strings, ``infos`` follow Gymnasium's convention
+    (:func:`batch_infos`).
 
     Args:
         env_fns: One constructor a lane.
-        autoreset_mode: ``NEXT_STEP`` (Gymnasium's default), ``SAME_STEP`` or ``DISABLED``. Learners use one of the last two:
-            under ``NEXT_STEP`` the message said after an ending is thrown away.
+        autoreset_mode: ``NEXT_STEP`` (Gymnasium's default), ``SAME_STEP`` or ``DISABLED``. Learners use one
+            of the last two: under ``NEXT_STEP`` the message said after an ending is thrown away.
+
+    Raises:
+        ConfigError: If there is no lane, or no such autoreset mode.
     """
 
     def __init__(
@@ -47,22 +51,23 @@ class ConversationVectorEnv(VectorEnv[tuple[str, ...], tuple[str, ...], np.ndarr
             raise ConfigError("num_envs: expected at least 1 lane, got 0.")
         self.envs = [make() for make in env_fns]
         self.num_envs = len(self.envs)
-        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self.autoreset_mode = _mode(autoreset_mode)
         self.metadata = {**self.envs[0].metadata, "autoreset_mode": self.autoreset_mode}
         self.render_mode = self.envs[0].render_mode
         self.single_observation_space = self.envs[0].observation_space
         self.single_action_space = self.envs[0].action_space
-        self.observation_space = TupleSpace([env.observation_space for env in self.envs])  # type: ignore[assignment]
-        self.action_space = TupleSpace([env.action_space for env in self.envs])  # type: ignore[assignment]
-        self._done = np.zeros(self.num_envs, dtype=np.bool_)
+        self.observation_space = TupleSpace([env.observation_space for env in self.envs])
+        self.action_space = TupleSpace([env.action_space for env in self.envs])
+        self._done = [False] * self.num_envs
         self._observations = [""] * self.num_envs
 
     def reset_lane(
         self, lane: int, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[str, dict[str, Any]]:
         """Starts a conversation in one lane."""
+        begun = self.envs[lane].reset(seed=seed, options=options)
         self._done[lane] = False
-        return self.envs[lane].reset(seed=seed, options=options)
+        return begun
 
     def step_lanes(self, lanes: Sequence[int], actions: Sequence[str]) -> list[Step]:
         """Steps only the given lanes; the others are untouched. There is no autoreset here.
@@ -71,63 +76,117 @@ class ConversationVectorEnv(VectorEnv[tuple[str, ...], tuple[str, ...], np.ndarr
             lanes: Lane indices.
             actions: One message for each of them.
         """
-        return [self._step(lane, action) for lane, action in zip(lanes, actions, strict=True)]
-
-    def _step(self, lane: int, action: str) -> Step:
-        obs, reward, terminated, truncated, info = self.envs[lane].step(action)
-        return obs, float(reward), terminated, truncated, info
+        steps: list[Step] = []
+        for lane, action in zip(lanes, actions, strict=True):
+            obs, reward, terminated, truncated, info = self.envs[lane].step(action)
+            self._done[lane] = terminated or truncated
+            steps.append((obs, float(reward), terminated, truncated, info))
+        return steps
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[tuple[str, ...], dict[str, Any]]:
         """Starts conversations in all lanes, or in those of ``options["reset_mask"]``.
 
-        An integer seed gives lane ``i`` the child seed ``derive_seed(seed, "lane", i)``: neighbouring seeds share no lane.
+        An integer seed gives lane ``i`` the child seed ``derive_seed(seed, "lane", i)``: neighbouring seeds
+        share no lane.
         """
         options = dict(options or {})
         mask = options.pop("reset_mask", None)
         mask = np.ones(self.num_envs, dtype=np.bool_) if mask is None else np.asarray(mask, dtype=np.bool_)
         if mask.shape != (self.num_envs,) or not mask.any():
-            raise ConfigError(f"reset_mask: expected {self.num_envs} booleans with at least one True, got {mask!r}.")
+            expected = f"expected {self.num_envs} booleans with at least one True"
+            raise ConfigError(f"reset_mask: {expected}, got {mask!r}.")
         if seed is None or isinstance(seed, (int, np.integer)):
-            seeds = [None if seed is None else derive_seed(int(seed), "lane", i) for i in range(self.num_envs)]
+            lanes = range(self.num_envs)
+            seeds = [None if seed is None else derive_seed(int(seed), "lane", lane) for lane in lanes]
         else:
             seeds = list(seed)
         if len(seeds) != self.num_envs:
             raise ConfigError(f"seed: expected {self.num_envs} seeds, one a lane, got {len(seeds)}.")
-        infos: dict[str, Any] = {}
+        infos: list[dict[str, Any]] = [{} for _ in self.envs]
         for lane in np.flatnonzero(mask).tolist():
-            self._observations[lane], info = self.reset_lane(lane, seed=seeds[lane], options=options or None)
-            infos = self._add_info(infos, info, lane)
-        return tuple(self._observations), infos
+            self._observations[lane], infos[lane] = self.reset_lane(lane, seed=seeds[lane], options=options)
+        return tuple(self._observations), batch_infos(infos)
 
     def step(
         self, actions: Sequence[str]
     ) -> tuple[tuple[str, ...], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Steps all lanes; ``rewards`` is float64, ``terminated`` and ``truncated`` are boolean, all of shape ``(n,)``."""
+        """Steps all lanes.
+
+        Returns:
+            ``(observations, rewards, terminated, truncated, infos)``; rewards are float64, the next two
+            boolean, all of shape ``(n,)``. Under ``SAME_STEP`` the infos of a lane that ended hold
+            ``final_obs`` and ``final_info`` beside the infos of its new conversation.
+
+        Raises:
+            EnvError: If there is not one message a lane, or (except under ``NEXT_STEP``) a lane has ended. No
+                lane is stepped then.
+        """
+        if isinstance(actions, str) or len(actions) != self.num_envs:
+            got = "one string" if isinstance(actions, str) else len(actions)
+            raise EnvError(f"step: expected {self.num_envs} messages, one a lane, got {got}.")
+        if self.autoreset_mode is not AutoresetMode.NEXT_STEP and any(self._done):
+            lane = self._done.index(True)
+            raise EnvError(
+                f"step: the conversation of lane {lane} has ended; reset it with reset_mask first."
+            )
         rewards = np.zeros(self.num_envs)
         terminated, truncated = np.zeros(self.num_envs, np.bool_), np.zeros(self.num_envs, np.bool_)
-        infos: dict[str, Any] = {}
+        infos: list[dict[str, Any]] = []
         for lane, action in enumerate(actions):
-            if self._done[lane]:
-                if self.autoreset_mode is not AutoresetMode.NEXT_STEP:
-                    raise EnvError(f"step: the conversation of lane {lane} has ended; reset it with reset_mask first.")
-                self._observations[lane], info = self.reset_lane(lane)
-                infos = self._add_info(infos, info, lane)
-                continue
-            obs, rewards[lane], terminated[lane], truncated[lane], info = self._step(lane, action)
-            self._done[lane] = terminated[lane] or truncated[lane]
-            if self._done[lane] and self.autoreset_mode is AutoresetMode.SAME_STEP:
-                infos = self._add_info(infos, {"final_obs": obs, "final_info": info}, lane)
+            if self._done[lane]:  # NEXT_STEP: the action is thrown away
                 obs, info = self.reset_lane(lane)
+            else:
+                obs, rewards[lane], ended, cut, info = self.envs[lane].step(action)
+                terminated[lane], truncated[lane], self._done[lane] = ended, cut, ended or cut
+                if self._done[lane] and self.autoreset_mode is AutoresetMode.SAME_STEP:
+                    final = {"final_obs": obs, "final_info": info}
+                    obs, info = self.reset_lane(lane)
+                    info = {**final, **info}
             self._observations[lane] = obs
-            infos = self._add_info(infos, info, lane)
-        return tuple(self._observations), rewards, terminated, truncated, infos
+            infos.append(info)
+        return tuple(self._observations), rewards, terminated, truncated, batch_infos(infos)
+
+    def render(self) -> tuple[Any, ...]:
+        """Renders every lane."""
+        return tuple(env.render() for env in self.envs)
 
     def close_extras(self, **kwargs: Any) -> None:
         """Closes every lane."""
         for env in self.envs:
             env.close()
+
+
+def batch_infos(infos: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Batches the infos of all lanes by Gymnasium's convention, one column at a time.
+
+    Returns:
+        For each key an array over the lanes and, under ``_key``, a mask of the lanes that have it. Numbers
+        and booleans are arrays of their type, 0 where absent; dicts are batched in the same way; the rest are
+        object arrays, None where absent.
+    """
+    batched: dict[str, Any] = {}
+    for key in dict.fromkeys([key for info in infos for key in info]):
+        having = [key in info for info in infos]
+        first = infos[having.index(True)][key]
+        if isinstance(first, dict):
+            batched[key] = batch_infos([info.get(key, {}) for info in infos])
+        elif type(first) in (bool, int, float):
+            batched[key] = np.array([info.get(key, 0) for info in infos], dtype=type(first))
+        else:
+            column = [info.get(key) for info in infos]
+            batched[key] = np.fromiter(column, dtype=object, count=len(column))
+        batched[f"_{key}"] = np.array(having)
+    return batched
+
+
+def _mode(mode: str | AutoresetMode) -> AutoresetMode:
+    try:
+        return AutoresetMode(mode)
+    except ValueError:
+        legal = ", ".join(repr(each.value) for each in AutoresetMode)
+        raise ConfigError(f"autoreset_mode: expected one of {legal}, got {mode!r}.") from None
 
 
 def _load(entry_point: str) -> Callable[..., gym.Env[str, str]]:

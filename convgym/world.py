@@ -1,7 +1,8 @@
 """A world: frozen records, a copy-on-write overlay of changes, and a log of what happened.
 
-The records are generated once an episode and never change; a write goes to the overlay. Forking an episode therefore
-copies two small containers and shares everything else, and the reward reads the overlay and the log, never words.
+The records are generated once an episode and never change; a write goes to the overlay. Forking an episode
+therefore copies two small containers and shares everything else, and the reward reads the overlay and the
+log, never words.
 """
 
 from __future__ import annotations

@@ -172,9 +172,7 @@ def recall() -> str:
                 heard = listen(line).acts
                 hit = any(each.name == act and (not value or value in each.slots.values()) for each in heard)
                 counts.setdefault(act, []).append(hit)
-        rows += [
-            (family, act, str(len(hits)), f"{sum(hits) / len(hits):.2f}") for act, hits in counts.items()
-        ]
+        rows += [(family, act, str(len(hits)), f"{sum(hits) / len(hits):.2f}") for act, hits in counts.items()]
     return table(("family", "act", "phrasings", "recall"), rows)
 
 

@@ -38,9 +38,7 @@ def imports(path: Path) -> Iterator[tuple[str, int]]:
             base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
             yield ".".join(filter(None, (base, node.module))), node.lineno
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
-            yield from (
-                (str(arg.value), node.lineno) for arg in node.args[:1] if isinstance(arg, ast.Constant)
-            )
+            yield from ((str(arg.value), node.lineno) for arg in node.args[:1] if isinstance(arg, ast.Constant))
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name)
@@ -66,9 +64,7 @@ def test_doors_open_when_they_are_used():
 def test_convgym_speaks_text_only(path):
     allowed = TEXT_ONLY | sys.stdlib_module_names
     wrong = [
-        f"{name(path)}:{line} imports {module}"
-        for module, line in imports(path)
-        if module.split(".")[0] not in allowed
+        f"{name(path)}:{line} imports {module}" for module, line in imports(path) if module.split(".")[0] not in allowed
     ]
     assert wrong == []
 

@@ -18,13 +18,10 @@ SNIPPETS = [
     for page in PAGES
     for i, code in enumerate(re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL))
 ]
-COMMANDS = sorted(
-    {
-        found
-        for page in PAGES
-        for found in re.findall(r"(?:\.venv/bin/)?(?:convgym|python -m (?:benchmarks|algos)\.[\w.]+)(?= )[^\n`#]*", page.read_text("utf-8"))
-    }
+SPOKEN = re.compile(
+    r"(?:convgym (?:list|show|play|train|evaluate|compare)|python -m (?:benchmarks|algos)\.[\w.]+)[^\n`#|]*"
 )
+COMMANDS = sorted({found.strip() for page in PAGES for found in SPOKEN.findall(page.read_text("utf-8"))})
 
 
 def test_readme_is_short() -> None:
@@ -33,13 +30,23 @@ def test_readme_is_short() -> None:
 
 @pytest.mark.parametrize("code", SNIPPETS)
 def test_snippet_runs(code: str, tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text("utf-8")
-    named = {target for page in PAGES for target in re.findall(r"\bmake ([a-z-]+)", page.read_text("utf-8"))}
+    named = {
+        target
+        for page in PAGES
+        for target in re.findall(r"(?:`|^)make ([a-z-]+)", page.read_text("utf-8"), re.MULTILINE)
+    }
     assert {"quick", "test"} <= named
     for target in named:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
@@ -67,16 +74,22 @@ def test_options_of_documented_commands_exist(command: str) -> None:
         assert option in text.stdout, (command, option)
 
 
-def test_show_and_list_print_what_the_readme_says() -> None:
+def test_list_and_show_print_what_the_readme_says() -> None:
     listed = subprocess.run([sys.executable, "-m", "algos.cli", "list"], capture_output=True, text=True, cwd=ROOT)
     assert listed.returncode == 0 and "convgym/CustomerService-v0" in listed.stdout
+    readme = (ROOT / "README.md").read_text("utf-8")
+    command = re.search(r"`convgym (show [^`]+)`", readme)
+    printed = re.search(r"```text\nsystem(.*?)```", readme, re.DOTALL)
+    assert command is not None and printed is not None
     shown = subprocess.run(
-        [sys.executable, "-m", "algos.cli", "show", "convgym/CustomerService-v0", "--agent", "oracle", "--seed", "3"],
-        capture_output=True, text=True, cwd=ROOT,
-    )  # fmt: skip
+        [sys.executable, "-m", "algos.cli", *shlex.split(command.group(1))],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "200"},
+    )
     assert shown.returncode == 0, shown.stderr
-    conversation = re.search(r"```text\nsystem(.*?)->", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
-    assert conversation is not None
-    for line in conversation.group(1).splitlines()[1:]:
-        said = line[11:].split("   ")[0].strip()
-        assert said in " ".join(shown.stdout.split()) or said in shown.stdout, said
+    lines = [line.partition("  -> ")[0].strip() for line in printed.group(1).splitlines()[1:] if line.strip()]
+    for line in lines:
+        role, _, content = line.partition(" ")
+        assert role in shown.stdout and content.partition("     ")[0].strip() in shown.stdout, line

@@ -82,6 +82,7 @@ class Run:
         self.folder = Path(str(config.out))
         _check_folder(config, self.folder, resume)
         torch.set_num_threads(config.threads)
+        torch.manual_seed(derive_seed(config.seed, "torch"))  # for models that draw; ours draw from named streams
         no_progress_bars()
         algorithm = algos.make(config.algo, **config.algo_fields)
         self.policy = load_policy(config.model, init=config.init)

@@ -1,7 +1,7 @@
 """Scripted agents: the oracle and the greedy script that bound a scenario, and the lazy ones that must fail.
 
-An agent reads ``(obs, info)`` and writes one message. ``oracle`` and ``clerk`` read the privileged goal, the others only
-text. :func:`make` gives the agent of an environment by name.
+An agent reads ``(obs, info)`` and writes one message. ``oracle`` and ``clerk`` read the privileged goal, the
+others only text. :func:`make` gives the agent of an environment by name.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Agents of CustomerService: the oracle, a clerk who makes mistakes, and a script that serves everybody at once."""
+"""Agents of CustomerService: the oracle, a clerk who errs, and a script that serves everybody at once."""
 
 from __future__ import annotations
 
@@ -120,7 +120,10 @@ class Oracle(Clerk):
 
 
 class Greedy:
-    """Reads only text, and does at once what the customer asks: looks up, verifies, writes, reports; it never refuses."""
+    """Reads only text, and does at once what the customer asks.
+
+    It looks up, verifies, writes and reports; it never refuses.
+    """
 
     def __init__(self, env: gym.Env[str, str], rng: random.Random) -> None:
         self.plan: Iterator[str] = iter(())

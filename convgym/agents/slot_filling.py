@@ -1,4 +1,4 @@
-"""Agents of SlotFilling: the oracle, a clerk who makes mistakes, and a script that asks once and believes the first answer."""
+"""Agents of SlotFilling: the oracle, a clerk who errs, and a script that believes the first answer."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Oracle(Clerk):
 
 
 class Greedy:
-    """Reads only text: asks for every slot that the form names, and submits the first value that it recognises."""
+    """Reads only text: asks for every slot of the form, and submits the first value that it recognises."""
 
     def __init__(self, env: gym.Env[str, str], rng: random.Random) -> None:
         self.plan: Iterator[str] = iter(())
@@ -83,7 +83,9 @@ class Greedy:
         """Reads the form."""
         self.heard = ""
         head = obs.partition("\n\nUser: ")[0]
-        self.plan = self._steps([slot for slot in SLOTS if re.search(rf"\b{slot}\b", head.partition(". ")[0] + head[:200])])
+        self.plan = self._steps(
+            [slot for slot in SLOTS if re.search(rf"\b{slot}\b", head.partition(". ")[0] + head[:200])]
+        )
 
     def act(self, obs: str, info: Mapping[str, Any]) -> str:
         """Takes the next step."""

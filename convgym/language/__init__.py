@@ -1,1 +1,1 @@
-"""Language: speech acts to text (:mod:`~convgym.language.speak`) and text to speech acts (:mod:`~convgym.language.understand`)."""
+"""Speech acts to text (:mod:`~convgym.language.speak`) and back (:mod:`~convgym.language.understand`)."""

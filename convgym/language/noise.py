@@ -1,4 +1,4 @@
-"""Typing noise: what a hurried person does to words, never to the ids and numbers that the episode turns on."""
+"""Typing noise: what hurry does to words, never to the ids and numbers that the episode turns on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Speech acts to text, through banks of templates that are split into training, validation and held-out wordings."""
+"""Speech acts to text, by banks of templates, split into training, validation and held-out wordings."""
 
 from __future__ import annotations
 
@@ -36,24 +36,26 @@ def load_bank(family: str, speaker: str) -> Bank:
 
 
 _SLOT = re.compile(r"\{(\w+)\}")
-_PART = {"val": "val", "test_language": "held"}  # of a split; the others keep to the training wordings
-
-
-@lru_cache(maxsize=1_024)
-def _thirds(templates: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-    held = max(1, round(0.15 * len(templates)))  # val and held-out get 15 % each, and at least one where there are three
-    if len(templates) < 3:
-        return {"train": templates, "val": templates, "held": templates}
-    return {"train": templates[: -2 * held], "val": templates[:-held], "held": templates[-held:]}
 
 
 def wordings(templates: Sequence[str], split: str) -> tuple[str, ...]:
     """Returns the templates that a split may use.
 
-    Training sees the first 70 %. Validation sees 15 % new ones beside them, and ``test_language`` only the last 15 %,
-    which nobody else sees. The other test splits keep to the training wordings, so that they change one thing.
+    Training sees the first 70 %. Validation sees 15 % new ones beside them, and ``test_language`` only the
+    last 15 %, which nobody else sees. The other test splits keep to the training wordings, so that they
+    change one thing.
     """
-    return _thirds(tuple(templates))[_PART.get(split, "train")]
+    return _wordings(tuple(templates), split)
+
+
+@lru_cache(maxsize=2_048)
+def _wordings(templates: tuple[str, ...], split: str) -> tuple[str, ...]:
+    if len(templates) < 3:
+        return templates
+    held = max(1, round(0.15 * len(templates)))  # val and held-out get 15 % each, and at least one
+    if split == "test_language":
+        return templates[-held:]
+    return templates[:-held] if split == "val" else templates[: -2 * held]
 
 
 @lru_cache(maxsize=4_096)
@@ -72,11 +74,13 @@ def say(bank: Bank, key: str, slots: Mapping[str, str], rng: random.Random, spli
         rng: The surface stream.
         split: Which wordings are allowed.
     """
-    choices = wordings(bank[key], split)
+    choices = _wordings(bank[key], split)
     template = choices[int(rng.random() * len(choices))]
     if "{" not in template:
         return template
-    pieces = list(_pieces(template))  # values are put between the words, never parsed: a value may hold braces
+    pieces = list(
+        _pieces(template)
+    )  # values are put between the words, never parsed: a value may hold braces
     for i in range(1, len(pieces), 2):
         pieces[i] = slots.get(pieces[i], f"{{{pieces[i]}}}")
     return "".join(pieces)

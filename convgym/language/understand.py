@@ -1,7 +1,7 @@
 """Text to speech acts: patterns over normalised text, with a domain's own slots, reasons and verbs.
 
-The listener is forgiving about wording and strict about facts: it looks for the act (a question about a slot, a refusal
-and its reason, a report, a promise) and takes values only in the forms that the domain lists.
+The listener is forgiving about wording and strict about facts: it looks for the act (a question about a slot,
+a refusal and its reason, a report, a promise) and takes values only in the forms that the domain lists.
 """
 
 from __future__ import annotations
@@ -17,36 +17,48 @@ __all__ = ["Domain", "understand"]
 
 READ = 2_000  # characters that a person reads of one message; also bounds the work of the patterns
 
-_ASKS = re.compile(
-    r"\?|\b(could|can|may|would) (you|i)\b|\bplease\b|\bwhat\b|\bwhich\b|\bwhen\b|\bwhere\b|\bhow many\b|"
-    r"\bi(?:'ll| will)? (?:also )?need\b|\b(?:tell|give|send) me\b|\b(?:provide|share|confirm|state|verify) (?:me )?(?:your|the)\b"
+
+def _words(*patterns: str) -> re.Pattern[str]:
+    """Compiles alternatives that begin and end where words do."""
+    return re.compile(rf"\b(?:{'|'.join(patterns)})\b")
+
+
+_ASKS = _words(
+    r"(?:could|can|may|would) (?:you|i)|please|what|which|when|where|how many",
+    r"i(?:'ll| will)? (?:also )?need|(?:tell|give|send) me",
+    r"(?:provide|share|confirm|state|verify) (?:me )?(?:your|the)",
 )
-_OFFERS = re.compile(
-    r"\b(?:shall|should) (?:i|we)\b|\bdo you want (?:me|us) to\b|\bwould you like (?:me|us) to\b|\bok(?:ay)? (?:if i|to)\b|"
-    r"\bis it (?:ok|okay|alright|right)\b|\bis that (?:correct|right|ok|okay)\b|\b(?:may|can) i (?:go ahead|proceed)\b|"
-    r"\bdo you confirm\b|\bplease confirm\b|\bready for me to\b"
+_OFFERS = _words(
+    r"(?:shall|should) (?:i|we)|do you want (?:me|us) to|would you like (?:me|us) to|ok(?:ay)? (?:if i|to)",
+    r"is it (?:ok|okay|alright|right)|is that (?:correct|right|ok|okay)|(?:may|can) i (?:go ahead|proceed)",
+    r"do you confirm|please confirm|ready for me to",
 )
-_CANNOT = re.compile(
-    r"\bcan(?:no|')t\b|\bcan not\b|\bunable\b|\bnot able\b|\bnot possible\b|\bimpossible\b|\bnot eligible\b|\bineligible\b|"
-    r"\bnot allowed\b|\bnot permitted\b|\bwon't be able\b|\bhave to (?:decline|refuse)\b|\bmust (?:decline|refuse)\b|"
-    r"\bdoes(?:n't| not) qualify\b|\bcould(?:n't| not)\b|\bnot (?:refundable|returnable|covered)\b|\bno longer\b"
+_CANNOT = _words(
+    r"can(?:no|')t|can not|unable|not able|not possible|impossible|not eligible|ineligible|not allowed",
+    r"not permitted|won't be able|(?:have to|must) (?:decline|refuse)|does(?:n't| not) qualify",
+    r"could(?:n't| not)|not (?:refundable|returnable|covered)|no longer",
 )
-_DONE = re.compile(
-    r"\bdone\b|\ball set\b|\btaken care\b|\b(?:been|i|i've|we|we've|have|has|is|are|was|now|it's|successfully) (?:now |just |been |successfully )*"
-    r"(?:refunded|cancell?ed|exchanged|replaced|updated|changed|processed|completed|booked|submitted|issued)\b|^(?:refunded|cancell?ed|updated|changed)\b"
+_DONE = _words(
+    r"done|all set|taken care",
+    r"(?:been|i|i've|we|we've|have|has|is|are|was|now|it's|successfully) (?:now |just |been |successfully )*"
+    r"(?:refunded|cancell?ed|exchanged|replaced|updated|changed|processed|completed|booked|submitted|issued)",
+    r"^(?:refunded|cancell?ed|updated|changed)",
 )
-_PROMISE = re.compile(
-    r"\bi(?:'ll| will| am going to|'m going to)\b|\blet me\b|\bone (?:moment|second|minute)\b|\bhold on\b|\bplease wait\b|\bright away\b"
+_PROMISE = _words(
+    r"i(?:'ll| will| am going to|'m going to)|let me|one (?:moment|second|minute)|hold on|please wait",
+    r"right away",
 )
 _SMALL_TALK = (
-    ("empathy", re.compile(r"\bsorry\b|\bapologi[sz]e|\bi understand\b|\bfrustrating\b|\binconvenience\b")),
-    ("offer", re.compile(r"\banything else\b|\belse (?:can|may) i\b|\bfurther (?:help|questions)\b")),
-    ("bye", re.compile(r"\bgood ?bye\b|\bbye\b|\bhave a (?:nice|good|great|lovely)\b|\btake care\b")),
-    ("thank", re.compile(r"\bthank(?:s| you)\b")),
-    ("greet", re.compile(r"\bhello\b|\bhi\b|\bhey\b|\bwelcome\b|\bgood (?:morning|afternoon|evening)\b|\bhow (?:can|may) i help\b")),
-    ("affirm", re.compile(r"^(?:ok|okay|sure|yes|of course|certainly|alright|got it|noted)\b")),
+    ("empathy", _words(r"sorry|apologi[sz]e|i understand|frustrating|inconvenience")),
+    ("offer", _words(r"anything else|else (?:can|may) i|further (?:help|questions)")),
+    ("bye", _words(r"good ?bye|bye|have a (?:nice|good|great|lovely)|take care")),
+    ("thank", _words(r"thank(?:s| you)")),
+    ("greet", _words(r"hello|hi|hey|welcome|good (?:morning|afternoon|evening)|how (?:can|may) i help")),
+    ("affirm", _words(r"^(?:ok|okay|sure|yes|of course|certainly|alright|got it|noted)")),
 )
-_AMOUNT = re.compile(r"\brefund(?:ed)?(?: of)?(?: you)?(?: the)? [$€£]?(\d[\d,]*(?:\.\d+)?)\b|[$€£](\d[\d,]*(?:\.\d+)?)")
+_AMOUNT = re.compile(
+    r"\brefund(?:ed)?(?: of)?(?: you)?(?: the)? [$€£]?(\d[\d,]*(?:\.\d+)?)\b|[$€£](\d[\d,]*(?:\.\d+)?)"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,12 +81,11 @@ class Domain:
 @lru_cache(maxsize=64)
 def _compiled(domain: Domain) -> tuple[list[tuple[str, re.Pattern[str]]], ...]:
     return tuple(
-        [(name, re.compile(rf"\b(?:{pattern})\b")) for name, pattern in table.items()]
+        [(name, _words(pattern)) for name, pattern in table.items()]
         for table in (domain.slots, domain.reasons, domain.verbs, {"item": domain.items})
     )
 
 
-@lru_cache(maxsize=16_384)
 def understand(domain: Domain, text: str) -> Heard:
     """Finds the speech acts in an agent message.
 
@@ -86,7 +97,12 @@ def understand(domain: Domain, text: str) -> Heard:
         The acts: ``request(slot)``, ``confirm(intent, item)``, ``refuse(reason, item)``, ``done(amount)``,
         ``promise()`` and small talk. Silence is understood as silence.
     """
-    text = " ".join(text[:READ].replace("’", "'").lower().split())
+    return _understand(domain, text[:READ])
+
+
+@lru_cache(maxsize=8_192)
+def _understand(domain: Domain, text: str) -> Heard:
+    text = " ".join(text.replace("’", "'").lower().split())
     if not text:
         return Heard((), True)
     slots, reasons, verbs, items = _compiled(domain)
@@ -103,8 +119,10 @@ def understand(domain: Domain, text: str) -> Heard:
     elif cannot is None and _OFFERS.search(text):
         named = {match.group() for match in items[0][1].finditer(text)}
         item = named.pop() if len(named) == 1 else ""
-        acts.extend(Act("confirm", {"intent": name, "item": item}) for name, pattern in verbs if pattern.search(text))
-    if not acts and _ASKS.search(text):
+        acts.extend(
+            Act("confirm", {"intent": name, "item": item}) for name, pattern in verbs if pattern.search(text)
+        )
+    if not acts and ("?" in text or _ASKS.search(text)):
         acts.extend(Act("request", {"slot": name}) for name, pattern in slots if pattern.search(text))
     if not acts and _PROMISE.search(text):
         acts.append(Act("promise", {}))

@@ -1,9 +1,9 @@
-"""CustomerService: refunds, exchanges, cancellations and addresses under a policy that the agent has to read."""
+"""CustomerService: refunds, exchanges, cancellations, addresses, under a policy that has to be read."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import ClassVar, NamedTuple
 
@@ -14,7 +14,7 @@ from convgym.core import ConversationEnv, Split, Task, expect
 from convgym.language.speak import load_bank
 from convgym.language.understand import Domain, understand
 from convgym.rules import AtMostOnce, Before, OnlyIf, Rule
-from convgym.seeding import Streams
+from convgym.seeding import Stream, Streams
 from convgym.tools import Arguments, Tool, ToolResult, canonical_number, describe
 from convgym.types import Event, Heard, Outcome
 from convgym.users.agenda import AgendaUser, Want, draw_persona
@@ -38,14 +38,18 @@ DOMAIN = Domain(
     slots={
         "zip": r"zip|postal code|post ?code",
         "pin": r"pin|pass ?code|security code",
-        "order": r"order (?:number|id|no)|which order|what order|number of (?:the|your) order|reference number",
-        "item": r"(?:which|what) (?:item|product|thing|one|of them)|item do you|name of the (?:item|product)|which of (?:the|your)",
+        "order": r"order (?:number|id|no)|which order|what order|number of (?:the|your) order|"
+        r"reference number",
+        "item": r"(?:which|what) (?:item|product|thing|one|of them)|item do you|name of the (?:item|product)|"
+        r"which of (?:the|your)",
         "city": r"(?:which|what|new) (?:city|address)|where (?:should|do you want|to)",
     },
     reasons={
-        "window": r"window|too late|too long ago|period|deadline|expired|time limit|(?:more than|over|past|within|after) (?:the )?\d+ days",
+        "window": r"window|too late|too long ago|period|deadline|expired|time limit|"
+        r"(?:more than|over|past|within|after) (?:the )?\d+ days",
         "final_sale": r"final sale|clearance|non-?refundable|non-?returnable",
-        "shipped": r"(?:already|been|has|is|was) (?:been )?(?:shipped|sent|dispatched)|on (?:its|the) way|in transit",
+        "shipped": r"(?:already|been|has|is|was) (?:been )?(?:shipped|sent|dispatched)|on (?:its|the) way|"
+        r"in transit",
         "limit": r"supervisor|(?:over|above|exceeds?) (?:the|my) (?:limit|amount)|too (?:expensive|high)",
     },
     verbs={
@@ -84,7 +88,7 @@ class Item(NamedTuple):
     state: str = "sold"  # sold | refunded | exchanged
 
 
-# -- tools -----------------------------------------------------------------------------------------------------------
+# -- tools -----------------------------------------------------------------------------------------------
 
 
 class OrderArguments(Arguments):
@@ -109,7 +113,10 @@ class EscalateArguments(OrderArguments):
 
 def _verify(factor: str, world: World, arguments: VerifyArguments, turn: int) -> ToolResult:
     order = world.get("orders", arguments.order)
-    ok = order is not None and getattr(world.get("customers", order.customer), factor) == arguments.code.strip()
+    ok = (
+        order is not None
+        and getattr(world.get("customers", order.customer), factor) == arguments.code.strip()
+    )
     event = Event(turn, "verify", {"order": arguments.order}, ok)
     return ToolResult("verified" if ok else "error: no match", event)
 
@@ -117,14 +124,21 @@ def _verify(factor: str, world: World, arguments: VerifyArguments, turn: int) ->
 def _get_order(world: World, arguments: OrderArguments, turn: int) -> ToolResult:
     order = world.get("orders", arguments.order)
     if order is None:
-        return ToolResult("error: no such order", Event(turn, "get_order", {"order": arguments.order}, ok=False))
+        return ToolResult(
+            "error: no such order", Event(turn, "get_order", {"order": arguments.order}, ok=False)
+        )
     when = f"{order.status} {order.days} days ago" if order.status != "processing" else "processing"
-    things = ", ".join(_describe(name, world.get("items", f"{arguments.order}/{name}")) for name in order.items)
-    return ToolResult(f"{when}, to {order.city}: {things}", Event(turn, "get_order", {"order": arguments.order}))
+    things = ", ".join([_describe(world, arguments.order, name) for name in order.items])
+    return ToolResult(
+        f"{when}, to {order.city}: {things}", Event(turn, "get_order", {"order": arguments.order})
+    )
 
 
-def _describe(name: str, item: Item) -> str:
-    return f"{name} {item.price}{' final sale' if item.final_sale else ''}{'' if item.state == 'sold' else ' ' + item.state}"
+def _describe(world: World, order: str, name: str) -> str:
+    item = world.get("items", f"{order}/{name}")
+    assert item is not None  # an order lists only items that exist
+    state = "" if item.state == "sold" else f" {item.state}"
+    return f"{name} {item.price}{' final sale' if item.final_sale else ''}{state}"
 
 
 def _return(kind: str, world: World, arguments: ItemArguments, turn: int) -> ToolResult:
@@ -133,7 +147,9 @@ def _return(kind: str, world: World, arguments: ItemArguments, turn: int) -> Too
     item = world.get("items", key)
     if item is None or item.state != "sold":
         problem = "no such item" if item is None else f"already {item.state}"
-        return ToolResult(f"error: {problem}", Event(turn, kind, {"order": arguments.order, "item": name}, ok=False))
+        return ToolResult(
+            f"error: {problem}", Event(turn, kind, {"order": arguments.order, "item": name}, ok=False)
+        )
     world.put("items", key, item._replace(state=f"{kind}ed" if kind == "refund" else "exchanged"))
     text = f"refunded {item.price}" if kind == "refund" else "exchanged"
     return ToolResult(text, Event(turn, kind, {"order": arguments.order, "item": name}, write=True))
@@ -142,7 +158,9 @@ def _return(kind: str, world: World, arguments: ItemArguments, turn: int) -> Too
 def _cancel(world: World, arguments: OrderArguments, turn: int) -> ToolResult:
     order = world.get("orders", arguments.order)
     if order is None or order.status == "cancelled":
-        return ToolResult("error: no such open order", Event(turn, "cancel", {"order": arguments.order}, ok=False))
+        return ToolResult(
+            "error: no such open order", Event(turn, "cancel", {"order": arguments.order}, ok=False)
+        )
     world.put("orders", arguments.order, order._replace(status="cancelled"))
     return ToolResult("cancelled", Event(turn, "cancel", {"order": arguments.order}, write=True))
 
@@ -150,20 +168,31 @@ def _cancel(world: World, arguments: OrderArguments, turn: int) -> ToolResult:
 def _set_address(world: World, arguments: AddressArguments, turn: int) -> ToolResult:
     order, city = world.get("orders", arguments.order), arguments.city.strip().title()
     if order is None:
-        return ToolResult("error: no such order", Event(turn, "set_address", {"order": arguments.order}, ok=False))
+        return ToolResult(
+            "error: no such order", Event(turn, "set_address", {"order": arguments.order}, ok=False)
+        )
     world.put("orders", arguments.order, order._replace(city=city))
-    return ToolResult("updated", Event(turn, "set_address", {"order": arguments.order, "city": city}, write=True))
+    return ToolResult(
+        "updated", Event(turn, "set_address", {"order": arguments.order, "city": city}, write=True)
+    )
 
 
 def _escalate(world: World, arguments: EscalateArguments, turn: int) -> ToolResult:
     known = world.get("orders", arguments.order) is not None
-    event = Event(turn, "escalate", {"order": arguments.order, "reason": arguments.reason.strip().lower()}, ok=known)
+    event = Event(
+        turn, "escalate", {"order": arguments.order, "reason": arguments.reason.strip().lower()}, ok=known
+    )
     return ToolResult("transferred to a supervisor" if known else "error: no such order", event)
 
 
 def _tools(factor: str) -> dict[str, Tool]:
     tools = (
-        Tool("verify", f"Checks the customer's {factor} against the order.", VerifyArguments, partial(_verify, factor)),
+        Tool(
+            "verify",
+            f"Checks the customer's {factor} against the order.",
+            VerifyArguments,
+            partial(_verify, factor),
+        ),
         Tool("get_order", "Shows an order: its state and items.", OrderArguments, _get_order),
         Tool("refund", "Refunds one item.", ItemArguments, partial(_return, "refund")),
         Tool("exchange", "Sends one item anew.", ItemArguments, partial(_return, "exchange")),
@@ -176,7 +205,7 @@ def _tools(factor: str) -> dict[str, Tool]:
 
 TOOLS = {factor: _tools(factor) for factor in ("zip", "pin")}
 
-# -- policy ----------------------------------------------------------------------------------------------------------
+# -- policy ----------------------------------------------------------------------------------------------
 
 
 class Parameters(NamedTuple):
@@ -190,7 +219,8 @@ class Parameters(NamedTuple):
 
 def _original(world: World, event: Event) -> tuple[Order, Item | None]:
     order = event.arguments["order"]
-    return world.tables["orders"][order], world.tables["items"].get(f"{order}/{event.arguments.get('item', '')}")
+    item = f"{order}/{event.arguments.get('item', '')}"
+    return world.tables["orders"][order], world.tables["items"].get(item)
 
 
 def _within_window(window: int, world: World, event: Event) -> bool:
@@ -212,7 +242,6 @@ def _under_limit(limit: int, world: World, event: Event) -> bool:
     return item is not None and item.price <= limit
 
 
-@lru_cache(maxsize=64)  # two factors, three windows, two limits, with and without confirmation: 24
 @lru_cache(maxsize=64)  # two factors, three windows, two limits, with and without confirmation: 24
 def make_rules(p: Parameters) -> tuple[Rule, ...]:
     """Builds the policy of one episode; text and checks come from the same parameters."""
@@ -239,7 +268,8 @@ def make_rules(p: Parameters) -> tuple[Rule, ...]:
         ),
         Rule(
             "shipping", "Cancel or move only if processing.",
-            "An order can be cancelled or sent elsewhere only while it is processing, not once it has shipped.",
+            "An order can be cancelled or sent elsewhere only while it is processing, "
+            "not once it has shipped.",
             OnlyIf(CHANGES, _not_shipped),
         ),
     ]  # fmt: skip
@@ -252,12 +282,18 @@ def make_rules(p: Parameters) -> tuple[Rule, ...]:
             )
         )  # fmt: skip
         rules.append(
-            Rule("once", "One change an item.", "Change each item at most once.", AtMostOnce(RETURNS, ("order", "item")))
+            Rule(
+                "once",
+                "One change an item.",
+                "Change each item at most once.",
+                AtMostOnce(RETURNS, ("order", "item")),
+            )
         )
     return tuple(rules)
 
 
-class Goal(NamedTuple):
+@dataclass(frozen=True)
+class Goal:
     """What has to be true at the end, as predicates on the world and its log.
 
     Attributes:
@@ -293,16 +329,17 @@ class Goal(NamedTuple):
         return Outcome(not missing, 1.0 - len(missing) / len(met), missing)
 
     def _refused(self, world: World, reason: str, item: str) -> bool:
+        """Whether the reason was given for the item (or for all) after the order was looked up."""
         looked_up = False
         for event in world.log:
             looked_up |= event.name == "get_order" and event.ok and event.arguments["order"] == self.order
-            if event.name == "refuse" and looked_up and event.arguments["reason"] == reason:
-                if event.arguments["item"] in ("", item):
-                    return True
+            right = event.name == "refuse" and event.arguments["reason"] == reason
+            if looked_up and right and event.arguments["item"] in ("", item):
+                return True
         return False
 
     def _damage(self, world: World) -> str:
-        """Names what was done that must not be: another write, a false claim, a broken rule, a needless hand-over."""
+        """Names what must not be: another write, a needless hand-over, a false claim, a broken rule."""
         writes = [event for event in world.log if event.write]
         if len(writes) > len([name for name, args in self.effects if world.happened(name, **args)]):
             return "another write"
@@ -318,9 +355,9 @@ class Goal(NamedTuple):
         return f"rule {broken[0]}" if broken else ""
 
     def _amount_is_true(self, world: World, event: Event) -> bool:
-        refunded = [args["item"] for name, args in self.effects if name == "refund" and world.happened(name, **args)]
-        prices = [self.prices[item] for item in refunded]
-        return canonical_number(event.arguments["amount"]) in {f"{price:g}" for price in (*prices, sum(prices))}
+        refunds = [args for name, args in self.effects if name == "refund"]
+        prices = [self.prices[args["item"]] for args in refunds if world.happened("refund", **args)]
+        return canonical_number(event.arguments["amount"]) in {str(price) for price in (*prices, sum(prices))}
 
 
 def listen(text: str) -> Heard:
@@ -332,9 +369,10 @@ class CustomerService(ConversationEnv):
     """A shop's customers want refunds, exchanges, cancellations and new addresses; the policy decides.
 
     Description:
-        The agent serves one customer of a shop. It reads a policy whose parameters vary with the seed (proof of identity
-        by zip or pin, a return window, a refund limit), looks orders up, and fulfils, fulfils in part, refuses with the
-        right reason, asks which item is meant, or hands over to a supervisor. The five outcomes are equally frequent.
+        The agent serves one customer of a shop. It reads a policy whose parameters vary with the seed (proof
+        of identity by zip or pin, a return window, a refund limit), looks orders up, and fulfils, fulfils in
+        part, refuses with the right reason, asks which item is meant, or hands over to a supervisor. The five
+        outcomes are equally frequent.
     Observation:
         Text. At reset the instructions and the customer's opening; then what the customer or a tool says.
     Action:
@@ -343,19 +381,22 @@ class CustomerService(ConversationEnv):
         ``verify(order, code)``, ``get_order(order)``, ``refund(order, item)``, ``exchange(order, item)``,
         ``cancel(order)``, ``set_address(order, city)``, ``escalate(order, reason)``.
     Reward:
-        1 at the end if the world is as it should be: every required write and no other, no rule broken, the order looked
-        up, refusals with the right reason, no false claim. Otherwise 0. ``info["cost"]`` counts broken rules.
+        1 at the end if the world is as it should be: every required write and no other, no rule broken, the
+        order looked up, refusals with the right reason, no false claim. Otherwise 0. ``info["cost"]`` counts
+        broken rules.
     Episode end:
-        The customer leaves when each want is met or refused, or when patience is spent; an escalation ends at once. Cut
-        after 12 turns.
+        The customer leaves when each want is met or refused, or when patience is spent; an escalation ends at
+        once. Cut after 12 turns.
     Difficulty:
-        1: refunds and cancellations, a fixed policy, 3 distractors. 2: four intents, a policy that varies. 3: each change
+        1: refunds and cancellations, a fixed policy, 3 distractors. 2: four intents, a policy that varies. 3:
+            each change
         needs the customer's confirmation. 4: more distractors, typing errors. 5: larger orders, more of both.
     Splits:
-        Wordings, seeds and personas as for every family; ``test_composition`` holds exchanges at short windows.
+        Wordings, seeds and personas as for every family; ``test_composition`` holds exchanges at short
+        windows.
     Audit:
-        Resists blind writes (identity first), guessed codes, refusing everything (evidence and reason are needed) and
-        listing every reason (a false one fails).
+        Resists blind writes (identity first), guessed codes, refusing everything (evidence and reason are
+        needed) and listing every reason (a false one fails).
     Version history:
         v0: first release.
     """
@@ -364,24 +405,25 @@ class CustomerService(ConversationEnv):
 
     def draw(self, streams: Streams, split: Split, template: str | None) -> Task:
         """Draws a customer, their order, distractors, a policy and one of the five outcomes."""
-        rng = streams.stream("scenario")
+        stream = streams.stream("scenario")
         level = self.difficulty
         intents = INTENTS if level > 1 else ("refund", "cancel")
-        outcome, intent = self._template(rng, intents, template)
+        outcome, intent = self._template(stream, intents, template)
         vary = level > 1
         parameters = Parameters(
-            factor=rng.choice(("zip", "pin")) if vary else "zip",
-            window=rng.choice((14, 30, 60)) if vary else 30,
-            limit=rng.choice((50, 100)) if vary else 100,
+            factor=stream.pick(("zip", "pin")) if vary else "zip",
+            window=stream.pick((14, 30, 60)) if vary else 30,
+            limit=stream.pick((50, 100)) if vary else 100,
             confirm=level >= 3,
         )
         if split == "test_composition":  # a combination that training does not meet
-            outcome, intent, parameters = rng.choice(("fulfil", "refuse")), "exchange", Parameters("pin", 14, 50, level >= 3)
+            outcome, intent = stream.pick(("fulfil", "refuse")), "exchange"
+            parameters = Parameters("pin", 14, 50, level >= 3)
         elif (intent, parameters.window, parameters.factor) == ("exchange", 14, "pin"):
             parameters = Parameters("zip", 14, parameters.limit, parameters.confirm)
-        world, order, wanted, reason = self._draw_world(rng, outcome, intent, parameters)
+        world, order, wanted, reason = self._draw_world(stream, outcome, intent, parameters)
         home = world.tables["orders"][order].city
-        city = rng.choice([city for city in CITIES if city != home]) if intent == "set_address" else ""
+        city = stream.pick([city for city in CITIES if city != home]) if intent == "set_address" else ""
         targets = _targets(order, intent, wanted, city)
         goal = _goal(world, order, outcome, intent, targets, reason, make_rules(parameters))
         user = self._draw_user(streams, split, world, order, outcome, intent, targets)
@@ -391,49 +433,64 @@ class CustomerService(ConversationEnv):
             "city": city,
         }  # fmt: skip
         return Task(
-            template=f"{intent}/{outcome}", world=world, rules=goal.rules, tools=TOOLS[parameters.factor], user=user,
-            instructions=_instructions(parameters, self.style), understand=listen, judge=goal, privileged=privileged,
+            template=f"{intent}/{outcome}", world=world, rules=goal.rules, tools=TOOLS[parameters.factor],
+            user=user, instructions=_instructions(parameters, self.style), understand=listen, judge=goal,
+            privileged=privileged,
         )  # fmt: skip
 
-    def _template(self, rng: random.Random, intents: tuple[str, ...], template: str | None) -> tuple[str, str]:
+    def _template(self, stream: Stream, intents: tuple[str, ...], template: str | None) -> tuple[str, str]:
         possible = _possible(intents)
         if template is None:
-            outcome = OUTCOMES[int(rng.random() * len(OUTCOMES))]
-            return outcome, rng.choice(possible[outcome])
+            outcome = OUTCOMES[int(stream.random() * len(OUTCOMES))]
+            return outcome, stream.pick(possible[outcome])
         expect("scenario", template, tuple(f"{i}/{o}" for o, each in possible.items() for i in each))
         intent, _, outcome = template.partition("/")
         return outcome, intent
 
     def _draw_world(
-        self, rng: random.Random, outcome: str, intent: str, p: Parameters
+        self, stream: Stream, outcome: str, intent: str, p: Parameters
     ) -> tuple[World, str, tuple[str, ...], str]:
-        """Draws records such that the outcome is the right one; returns the world, the order, the items, the reason."""
+        """Draws records such that the outcome is the right one.
+
+        Returns:
+            The world, the order, the items that the customer wants something done with, and the reason
+            against it.
+        """
         level = self.difficulty
         distractors = (3, 3, 4, 7, 10)[level - 1]
-        numbers = [str(n) for n in rng.sample(range(1000, 10000), 1 + distractors)]
-        order = numbers[0]
-        names = rng.sample(ITEMS, 2 + (outcome == "partly" and level >= 5) + (level >= 5))
+        order, *others = [str(1000 + n) for n in stream.distinct(9000, 1 + distractors)]
+        names = stream.deal(ITEMS, 2 + (outcome == "partly" and level >= 5) + (level >= 5))
         wanted = tuple(names[:2]) if outcome == "partly" else tuple(names[:1]) if intent in RETURNS else ()
-        customer = Customer(f"c{order}", f"{rng.randrange(10000, 100000)}", f"{rng.randrange(1000, 10000)}")
+        customer = _customer(stream, order)
         customers, orders, items = {customer.name: customer}, {}, {}
-        reason = _reason(rng, outcome, intent)
-        status, days = _state(rng, intent, reason, p.window)
+        reason = _reason(stream, outcome, intent)
+        status, days = _state(stream, intent, reason, p.window)
+        most = p.limit // 5  # prices are multiples of 5
         for name in names:
-            final = (reason == "final_sale" and name == wanted[-1]) if name in wanted else rng.random() < 0.25
-            large = reason == LIMIT_REASON and name in wanted
-            price = 5 * (rng.randint(p.limit // 5 + 1, p.limit // 5 + 20) if large else rng.randint(1, p.limit // 5))
+            asked = name in wanted
+            final = (reason == "final_sale" and name == wanted[-1]) if asked else stream.random() < 0.25
+            large = reason == LIMIT_REASON and asked
+            price = 5 * (stream.between(most + 1, most + 20) if large else stream.between(1, most))
             items[f"{order}/{name}"] = Item(price, final)
-        orders[order] = Order(customer.name, status, days, rng.choice(CITIES), tuple(sorted(names)))
-        for number in numbers[1:]:
-            other = Customer(f"c{number}", f"{rng.randrange(10000, 100000)}", f"{rng.randrange(1000, 10000)}")
-            name = rng.choice(ITEMS)
+        orders[order] = Order(customer.name, status, days, stream.pick(CITIES), tuple(sorted(names)))
+        for number in others:
+            other, name = _customer(stream, number), stream.pick(ITEMS)
             customers[other.name] = other
-            orders[number] = Order(other.name, "delivered", rng.randint(1, 60), rng.choice(CITIES), (name,))
-            items[f"{number}/{name}"] = Item(5 * rng.randint(1, 30), False)
+            orders[number] = Order(
+                other.name, "delivered", stream.between(1, 60), stream.pick(CITIES), (name,)
+            )
+            items[f"{number}/{name}"] = Item(5 * stream.between(1, 30), False)
         return World({"customers": customers, "orders": orders, "items": items}), order, wanted, reason
 
     def _draw_user(
-        self, streams: Streams, split: Split, world: World, order: str, outcome: str, intent: str, targets: list[dict[str, str]]
+        self,
+        streams: Streams,
+        split: Split,
+        world: World,
+        order: str,
+        outcome: str,
+        intent: str,
+        targets: list[dict[str, str]],
     ) -> AgendaUser:
         customer = world.tables["customers"][world.tables["orders"][order].customer]
         facts = {"zip": customer.zip, "pin": customer.pin, **targets[0]}
@@ -442,8 +499,8 @@ class CustomerService(ConversationEnv):
         say = {"clarify": f"{intent}_vague"}.get(outcome, f"{intent}_item" if intent in RETURNS else intent)
         told = targets[0].keys() - ({"item"} if outcome == "clarify" else set())
         return AgendaUser(
-            wants=tuple(Want(intent, target, say) for target in targets),
-            facts=facts, bank=load_bank("customer_service", "user"), persona=draw_persona(streams, split), split=split,
+            wants=tuple([Want(intent, target, say) for target in targets]), facts=facts, split=split,
+            bank=load_bank("customer_service", "user"), persona=draw_persona(streams, split),
             typos=(0.0, 0.0, 0.0, 0.05, 0.1)[self.difficulty - 1],
             opening=f"{intent}_two" if outcome == "partly" else say, told=frozenset(told),
         )  # fmt: skip
@@ -451,26 +508,31 @@ class CustomerService(ConversationEnv):
 
 @lru_cache(maxsize=8)
 def _possible(intents: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-    """Lists the intents of each outcome: only returns are about one item of several, only refunds have a limit."""
+    """Lists the intents of each outcome: returns are about one of several items, refunds are limited."""
     returns, refunds = tuple(i for i in intents if i in RETURNS), tuple(i for i in intents if i == "refund")
     return {"fulfil": intents, "partly": refunds, "refuse": intents, "clarify": returns, "escalate": refunds}
 
 
-def _reason(rng: random.Random, outcome: str, intent: str) -> str:
+def _customer(stream: Stream, order: str) -> Customer:
+    return Customer(f"c{order}", str(stream.between(10_000, 99_999)), str(stream.between(1_000, 9_999)))
+
+
+def _reason(stream: Stream, outcome: str, intent: str) -> str:
     if outcome == "escalate":
         return LIMIT_REASON
     if outcome == "partly":
         return "final_sale"
     if outcome == "refuse":
-        return rng.choice(("window", "final_sale")) if intent in RETURNS else "shipped"
+        return stream.pick(("window", "final_sale")) if intent in RETURNS else "shipped"
     return ""
 
 
-def _state(rng: random.Random, intent: str, reason: str, window: int) -> tuple[str, int]:
+def _state(stream: Stream, intent: str, reason: str, window: int) -> tuple[str, int]:
     """Draws status and days of an order such that exactly the given reason speaks against the intent."""
     if intent in CHANGES:
-        return ("shipped", rng.randint(1, 9)) if reason == "shipped" else ("processing", rng.randint(1, 5))
-    return "delivered", rng.randint(window + 1, 99) if reason == "window" else rng.randint(1, window)
+        status, most = ("shipped", 9) if reason == "shipped" else ("processing", 5)
+        return status, stream.between(1, most)
+    return "delivered", stream.between(window + 1, 99) if reason == "window" else stream.between(1, window)
 
 
 def _targets(order: str, intent: str, wanted: tuple[str, ...], city: str) -> list[dict[str, str]]:
@@ -480,9 +542,17 @@ def _targets(order: str, intent: str, wanted: tuple[str, ...], city: str) -> lis
 
 
 def _goal(
-    world: World, order: str, outcome: str, intent: str, targets: list[dict[str, str]], reason: str, rules: tuple[Rule, ...]
+    world: World,
+    order: str,
+    outcome: str,
+    intent: str,
+    targets: list[dict[str, str]],
+    reason: str,
+    rules: tuple[Rule, ...],
 ) -> Goal:
-    prices = {name: world.tables["items"][f"{order}/{name}"].price for name in world.tables["orders"][order].items}
+    prices = {
+        name: world.tables["items"][f"{order}/{name}"].price for name in world.tables["orders"][order].items
+    }
     granted = {"fulfil": targets, "clarify": targets, "partly": targets[:1]}.get(outcome, [])
     refusals = ((reason, targets[-1].get("item", "")),) if outcome in ("refuse", "partly") else ()
     effects = tuple((intent, target) for target in granted)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 from pydantic import Field, create_model
 
 from convgym.core import ConversationEnv, Split, Task, expect
 from convgym.language.speak import load_bank
 from convgym.language.understand import Domain, understand
-from convgym.seeding import Streams
+from convgym.seeding import Stream, Streams
 from convgym.tools import Arguments, Tool, ToolResult, canonical_number, describe
 from convgym.types import Act, Event, Heard, Outcome, Reply
 from convgym.users.agenda import AgendaUser, Want, draw_persona
@@ -31,6 +30,9 @@ SLOTS: dict[str, tuple[str, ...]] = {
     "food": ("vegan", "halal", "kosher", "vegetarian", "regular"),
     "phone": (),  # four digits
 }
+ORDER = {slot: place for place, slot in enumerate(SLOTS)}
+ALPHABETICAL = sorted(SLOTS)
+KINDS = ("corrections-0", "corrections-1", "corrections-2", "corrections-3")  # the templates
 DOMAIN = Domain(
     slots={
         "people": r"how many|(?:number|size) of (?:people|guests|the party)|party size|guests|persons|people",
@@ -59,16 +61,22 @@ def _submit(world: World, arguments: Arguments, turn: int) -> ToolResult:
     return ToolResult("submitted", event)
 
 
-TOOLS = {"submit": Tool("submit", "Hands in the booking form; ends the conversation.", SubmitArguments, _submit, ends=True)}
+TOOLS = {
+    "submit": Tool(
+        "submit", "Hands in the booking form; ends the conversation.", SubmitArguments, _submit, ends=True
+    )
+}
 
 
+@lru_cache(maxsize=4_096)  # of at most 200 characters each, see Arguments
 def canonical(value: str) -> str:
     """Brings a form value into the form in which values are compared."""
     text = " ".join(value.lower().split())
     return canonical_number(text) or text
 
 
-class Form(NamedTuple):
+@dataclass(frozen=True)
+class Form:
     """The goal: the form with its latest values.
 
     Attributes:
@@ -110,7 +118,9 @@ class BookingUser(AgendaUser):
         """Says what it wants and the slots that it volunteers."""
         first = super().open(streams)
         volunteered = [Act(f"inform_{slot}", {}) for slot in self.form if slot in self.told]
-        return Reply(" ".join([first.text, self._say(volunteered, -2, streams).text]).strip(), first.acts)
+        if not volunteered:
+            return first
+        return Reply(f"{first.text} {self._say(volunteered, -2, streams).text}", first.acts)
 
     def fork(self) -> BookingUser:
         """Returns an independent copy of the current state."""
@@ -131,7 +141,11 @@ class BookingUser(AgendaUser):
                 self.corrections = tuple(other for other in self.corrections if other != correction)
 
     def _with_old(self, act: Act, slot: str) -> Act:
-        return Act(act.name, {slot: self.facts[f"old_{slot}"], **act.slots}) if act.name == f"inform_{slot}" else act
+        return (
+            Act(act.name, {slot: self.facts[f"old_{slot}"], **act.slots})
+            if act.name == f"inform_{slot}"
+            else act
+        )
 
 
 def listen(text: str) -> Heard:
@@ -143,8 +157,8 @@ class SlotFilling(ConversationEnv):
     """A guest books a table; the agent asks for what is missing and hands in the form with the latest values.
 
     Description:
-        The instructions name the slots of a booking form. The guest volunteers some of them, tells the others when asked,
-        and may correct a value later. The agent submits the form once.
+        The instructions name the slots of a booking form. The guest volunteers some of them, tells the others
+        when asked, and may correct a value later. The agent submits the form once.
     Observation:
         Text. At reset the instructions and the guest's opening; then what the guest says.
     Action:
@@ -152,14 +166,16 @@ class SlotFilling(ConversationEnv):
     Tools:
         ``submit(people, day, time, name, city, seat, food, phone)``, of which the form names 3 to 8.
     Reward:
-        1 at the end if the submitted form is exactly the guest's, latest values, no slot more or less. Otherwise 0.
+        1 at the end if the submitted form is exactly the guest's, latest values, no slot more or less.
+        Otherwise 0.
     Episode end:
-        At submission, or when the guest's patience is spent (being asked twice costs some). Cut after ``2 + 2 x slots``
-        turns at most 18.
+        At submission, or when the guest's patience is spent (being asked twice costs some). Cut after ``2 + 2
+        x slots`` turns at most 18.
     Difficulty:
         Slots 3, 4, 5, 6, 8; corrections at most 1, 1, 2, 2, 3.
     Splits:
-        Wordings, seeds and personas as for every family; ``test_composition`` corrects the slot that is asked last.
+        Wordings, seeds and personas as for every family; ``test_composition`` corrects the slot that is asked
+        last.
     Audit:
         Resists submitting early (unknown values), guessing and asking again and again (patience).
     Version history:
@@ -170,51 +186,57 @@ class SlotFilling(ConversationEnv):
 
     def draw(self, streams: Streams, split: Split, template: str | None) -> Task:
         """Draws a form, its values, what is volunteered and what is corrected."""
-        rng = streams.stream("scenario")
+        stream = streams.stream("scenario")
         level = self.difficulty
         count = (3, 4, 5, 6, 8)[level - 1]
-        form = tuple(sorted(rng.sample(sorted(SLOTS), count), key=list(SLOTS).index))
-        values = {slot: _value(rng, slot) for slot in form}
-        kinds = tuple(f"corrections-{n}" for n in range((1, 1, 2, 2, 3)[level - 1] + 1))
+        form = tuple(sorted(stream.deal(ALPHABETICAL, count), key=ORDER.__getitem__))
+        values = {slot: _value(stream, slot) for slot in form}
+        kinds = KINDS[: (2, 2, 3, 3, 4)[level - 1]]
         if template is not None:
             expect("scenario", template, kinds)
-        kind = template or rng.choice(kinds)
-        corrected = rng.sample(form, int(kind.rpartition("-")[2]))
+        kind = template or stream.pick(kinds)
+        corrected = stream.deal(form, KINDS.index(kind))
         last = split == "test_composition"
         corrections = tuple(
-            (count if last else rng.randint(2, count), slot, _value(rng, slot, values[slot])) for slot in corrected
+            (count if last else stream.between(2, count), slot, _value(stream, slot, values[slot]))
+            for slot in corrected
         )
-        volunteered = frozenset(slot for slot in form if rng.random() < 0.25)
+        volunteered = frozenset([slot for slot in form if stream.random() < 0.25])
         volunteered = frozenset() if len(volunteered) == count else volunteered
         final = values | {slot: value for _, slot, value in corrections}
         user = BookingUser(
             wants=(Want("submit", {}, "book"),), facts=values, bank=load_bank("slot_filling", "user"),
-            persona=draw_persona(streams, split), split=split, typos=(0.0, 0.0, 0.0, 0.05, 0.1)[level - 1], opening="book",
-            told=volunteered, corrections=corrections, form=form,
+            persona=draw_persona(streams, split), split=split, typos=(0.0, 0.0, 0.0, 0.05, 0.1)[level - 1],
+            opening="book", told=volunteered, corrections=corrections, form=form,
         )  # fmt: skip
-        goal = Form({slot: canonical(value) for slot, value in final.items()}, tuple(s for s in form if s not in volunteered))
+        goal = Form(
+            {slot: canonical(value) for slot, value in final.items()},
+            tuple([s for s in form if s not in volunteered]),
+        )
         return Task(
             template=kind, world=World({"forms": {}}), rules=(), tools=TOOLS, user=user,
             instructions=_instructions(form, self.style), understand=listen, judge=goal,
-            privileged={"form": form, "truth": final, "volunteered": tuple(s for s in form if s in volunteered)},
+            privileged={
+                "form": form, "truth": final, "volunteered": tuple([s for s in form if s in volunteered]),
+            },
         )  # fmt: skip
 
 
-def _value(rng: random.Random, slot: str, other_than: str = "") -> str:
+def _value(stream: Stream, slot: str, other_than: str = "") -> str:
     if slot == "phone":
-        return str(rng.randrange(1000, 10000))
-    return rng.choice([value for value in SLOTS[slot] if value != other_than])
+        return str(stream.between(1_000, 9_999))
+    return stream.pick([value for value in SLOTS[slot] if value != other_than])
 
 
-@lru_cache(maxsize=512)  # 3, 4, 5, 6 or 8 of eight slots: 211 forms, in two styles
 @lru_cache(maxsize=512)  # 3, 4, 5, 6 or 8 of eight slots: 211 forms, in two styles
 def _instructions(form: tuple[str, ...], style: str) -> str:
     if style == "brief":
         return f"Booking form: {', '.join(form)}. Ask, then submit the latest."
     return (
         "You take bookings for a restaurant. Find out these slots from the guest: "
-        f"{', '.join(form)}. If the guest corrects a value, the latest counts. When you know them all, submit the form "
-        "once, with exactly these slots and the values as the guest said them (times as 19:30).\n\n"
+        f"{', '.join(form)}. If the guest corrects a value, the latest counts. When you know them all, "
+        "submit the form once, with exactly these slots and the values as the guest said them "
+        "(times as 19:30).\n\n"
         "Either speak to the guest, or call the tool by writing "
         '<tool_call>{"name": "...", "arguments": {...}}</tool_call> and nothing else. Tools:\n'
         f"{describe(TOOLS.values(), style)}"

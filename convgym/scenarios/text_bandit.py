@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 from convgym.core import ConversationEnv, Split, Task, expect
 from convgym.errors import ConfigError
@@ -22,14 +22,17 @@ _WORDS = re.compile(r"[a-z]+")
 def listen(text: str) -> Heard:
     """Finds the arms named in a message; several are as good as none."""
     named = {word for word in _WORDS.findall(text[:2_000].lower()) if word in ARMS}
-    return Heard(tuple(Act("pull", {"arm": arm}) for arm in sorted(named)), len(named) == 1 or not text.strip())
+    return Heard(
+        tuple(Act("pull", {"arm": arm}) for arm in sorted(named)), len(named) == 1 or not text.strip()
+    )
 
 
 @dataclass
 class Payer:
     """Pays 1 with the probability of the word that was named.
 
-    The draw of a turn belongs to the turn and not to the word: in a group, one uniform number decides for all words.
+    The draw of a turn belongs to the turn and not to the word: in a group, one uniform number decides for all
+    words.
     """
 
     arms: tuple[str, ...]
@@ -59,8 +62,9 @@ class Payer:
         return Reply("It pays 1." if paid else "It pays 0.", end=end)
 
 
-class BestArm(NamedTuple):
-    """Success is to name the best word at every pull; the score is the expected pay over the best possible."""
+@dataclass(frozen=True)
+class BestArm:
+    """Success is to name the best word at every pull; the score is the expected pay over the best one."""
 
     arms: tuple[str, ...]
     pulls: int
@@ -74,7 +78,8 @@ class BestArm(NamedTuple):
         return Outcome(success, 1.0 if success else score)
 
 
-class Pay(NamedTuple):
+@dataclass(frozen=True)
+class Pay:
     """Pay per pull, at once (dense) or in one sum with the last pull (sparse); the returns are equal."""
 
     pulls: int
@@ -84,15 +89,18 @@ class Pay(NamedTuple):
         pulls = [event for event in world.log if event.name == "pull"]
         if self.dense:
             return {"pay": sum(event.ok for event in world.log[start:] if event.name == "pull") / self.pulls}
-        return {"pay": sum(event.ok for event in pulls) / self.pulls} if len(pulls) == self.pulls else {"pay": 0.0}
+        if len(pulls) < self.pulls:
+            return {"pay": 0.0}
+        return {"pay": sum(event.ok for event in pulls) / self.pulls}
 
 
 class TextBandit(ConversationEnv):
     """Which word pays? The smallest conversation in which there is something to learn.
 
     Description:
-        A bandit whose arms are words with fixed chances to pay. The chances are the same in every episode, so that the
-        agent has to find the best word by trying, over episodes. Enumerable: the exact optimum is known.
+        A bandit whose arms are words with fixed chances to pay. The chances are the same in every episode, so
+        that the agent has to find the best word by trying, over episodes. Enumerable: the exact optimum is
+        known.
     Observation:
         Text: the words at reset, in random order, and then whether the last word paid.
     Action:
@@ -100,7 +108,8 @@ class TextBandit(ConversationEnv):
     Tools:
         None.
     Reward:
-        The mean pay over the pulls: at each pull (``reward="dense"``) or at the end (``"sparse"``, the default).
+        The mean pay over the pulls: at each pull (``reward="dense"``) or at the end (``"sparse"``, the
+        default).
     Episode end:
         After ``max_turns`` pulls, 3 by default.
     Difficulty:
@@ -134,6 +143,7 @@ class TextBandit(ConversationEnv):
         )
         return Task(
             template="bandit", world=World({}), rules=(), tools={}, user=Payer(arms, pulls),
-            instructions=brief if self.style == "brief" else full, understand=listen, judge=BestArm(arms, pulls),
-            turn_reward=Pay(pulls, self.dense), privileged={"means": means, "optimal_return": max(means.values())},
+            instructions=brief if self.style == "brief" else full, understand=listen,
+            judge=BestArm(arms, pulls), turn_reward=Pay(pulls, self.dense),
+            privileged={"means": means, "optimal_return": max(means.values())},
         )  # fmt: skip

@@ -1,9 +1,9 @@
 """The agenda user: a goal, a stack of things to say, and a limited patience.
 
-After Schatzmann et al. (2007), "Agenda-based user simulation for bootstrapping a POMDP dialogue system". The agenda holds the
-user's wants in order with the goodbye at its bottom; what the agent says pushes answers on top. The user sees the effects
-of writes (as by a mail that confirms them), so a claim without an effect convinces nobody, and it never leaves before a
-promised write has happened unless its patience is spent.
+After Schatzmann et al. (2007), "Agenda-based user simulation for bootstrapping a POMDP dialogue system". The
+agenda holds the user's wants in order with the goodbye at its bottom; what the agent says pushes answers on
+top. The user sees the effects of writes (as by a mail that confirms them), so a claim without an effect
+convinces nobody, and it never leaves before a promised write has happened unless its patience is spent.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ PERSONAS: tuple[Persona, ...] = (
     Persona("confused", 5, 1, "confusion"),
 )
 _HELD_OUT = 2
-UNPRODUCTIVE = frozenset({"repeat", "not_yet", "why", "again", "deny", "unknown"})  # answers that cost patience
+UNPRODUCTIVE = frozenset(
+    {"repeat", "not_yet", "why", "again", "deny", "unknown"}
+)  # answers that cost patience
 
 
 def draw_persona(streams: Streams, split: str) -> Persona:
@@ -119,7 +121,9 @@ class AgendaUser:
 
     def respond(self, heard: Heard, world: World, turn: int, streams: Streams) -> Reply:
         """Answers an agent message; leaves when everything is settled or patience is spent."""
-        open_wants = [i for i, want in enumerate(self.wants) if i not in self.refused and not want.fulfilled(world)]
+        open_wants = [
+            i for i, want in enumerate(self.wants) if i not in self.refused and not want.fulfilled(world)
+        ]
         for act in heard.acts:
             self._hear(act, open_wants, world, turn)
         open_wants = [i for i in open_wants if i not in self.refused]
@@ -139,7 +143,7 @@ class AgendaUser:
             return self._say([Act("leave", {})], turn, streams, EndReason.ABANDONED)
         return self._say(acts, turn, streams)
 
-    # -- what an act of the agent pushes on the agenda -----------------------------------------------------------
+    # -- what an act of the agent pushes on the agenda -------------------------------------------------------
 
     def _hear(self, act: Act, open_wants: list[int], world: World, turn: int) -> None:
         if act.name == "request":
@@ -154,7 +158,7 @@ class AgendaUser:
             self._asked_to_confirm(act, open_wants, world, turn)
 
     def _told_done(self, open_wants: list[int]) -> None:
-        """Believes a report if one more want is fulfilled, and then asks for the next; otherwise it sees nothing yet."""
+        """Believes a report if one more want is fulfilled, and asks for the next."""
         fulfilled = len(self.wants) - len(open_wants) - len(self.refused)
         if fulfilled > self.noticed:
             self.noticed = fulfilled

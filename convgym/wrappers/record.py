@@ -38,9 +38,7 @@ class RecordTranscripts(gym.Wrapper[str, str, str, str], RecordConstructorArgs):
         self._episode = -1
         self._steps: list[tuple[float, dict[str, Any]]] = []
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Starts a conversation; an unfinished one before it is not recorded."""
         opening = self.env.reset(seed=seed, options=options)
         if seed is not None:

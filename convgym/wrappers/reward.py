@@ -181,9 +181,7 @@ class TerminalOnly(RewardTerm):
         super().__init__(env)
         self._held = 0.0
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Starts a conversation with nothing held back."""
         self._held = 0.0
         return self.env.reset(seed=seed, options=options)
@@ -433,6 +431,4 @@ def _load(target: str) -> Any:
     try:
         return getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"function: expected an importable 'module:name', got {target!r} ({error})."
-        ) from error
+        raise ConfigError(f"function: expected an importable 'module:name', got {target!r} ({error}).") from error

@@ -153,13 +153,24 @@ def test_gae_in_grpo_discounts_and_bootstraps() -> None:
     ]
     batch = batch_of(rows)
     assert batch.value is not None
-    batch = dataclasses.replace(
-        batch, value=torch.zeros_like(batch.value), bootstrap=torch.tensor([8.0, 8.0]).double()
-    )
+    batch = dataclasses.replace(batch, value=torch.zeros_like(batch.value), bootstrap=torch.tensor([8.0, 8.0]).double())
     algorithm = algos.make("grpo", assignment="gae", scale="none", gamma_turn=0.5, gamma_token=0.5, lam=1.0)
     found = algorithm.credit(batch).advantage[:, [1, 3]]
     # returns 2 and 0, centred 1 and -1; a step to the next turn costs 1/4; V(s_T) = 8 behind row 1
     close(found, torch.tensor([[0.25, 1.0], [(-1 + 2) * 0.25, -1 + 2.0]]).double())
+
+
+@quick
+@given(batches())
+def test_gae_in_grpo_regresses_on_advantage_plus_value(batch: Batch) -> None:
+    assert batch.value is not None
+    credit = algos.make("grpo", assignment="gae", lam=1.0).credit(batch)
+    outcome = algos.make("grpo").credit(batch).advantage
+    assert credit.target is not None and batch.bootstrap is not None
+    close(credit.advantage, credit.target - batch.value)
+    # with lambda 1 the target is the centred return, or what follows it if the row was cut
+    after = torch.where(batch.terminated, 0, batch.bootstrap)[:, None] * batch.action
+    close(credit.target, outcome + after)
 
 
 # PPO -------------------------------------------------------------------------------------------------

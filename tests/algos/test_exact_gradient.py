@@ -141,9 +141,7 @@ def test_each_turn_by_what_follows_it_is_unbiased() -> None:
 
 
 @pytest.mark.parametrize(("name", "fields"), [("reinforce", {"baseline": "none"}), ("rloo", {})])
-def test_k1_in_the_reward_follows_the_divergence_of_whole_conversations(
-    name: str, fields: dict[str, Any]
-) -> None:
+def test_k1_in_the_reward_follows_the_divergence_of_whole_conversations(name: str, fields: dict[str, Any]) -> None:
     reference = policy().detach().flip(0)
     algorithm = algos.make(name, kl=KL(0.3, "reward_k1"), reduce="seq_sum", **fields)
     same(expected_ascent(algorithm, 2, reference), true_gradient(1.0, 0.3, reference))

@@ -52,7 +52,7 @@ ILLEGAL: list[tuple[str, dict[str, Any], str]] = [
     ("ppo", {"gamma_token": -0.1}, r"gamma_token.*\[0, 1\]"),
     ("ppo", {"gamma_turn": 2}, r"gamma_turn.*\[0, 1\]"),
     ("ppo", {"low": 0.0}, "low"),
-    ("ppo", {"high": -0.1}, "high"),
+    ("ppo", {"high": 0.0}, "high"),
     ("ppo", {"value_clip": 0.0}, "value_clip"),
     ("ppo", {"value_coef": 0.0}, "value_coef"),
     ("ppo", {"whiten": "yes"}, "whiten.*bool"),

@@ -210,6 +210,19 @@ def test_no_advantage_no_gradient(algorithm: Algorithm) -> None:
 
 
 @every
+def test_the_pull_and_the_bonus_are_added_to_the_loss(algorithm: Algorithm) -> None:
+    batch = a_batch()
+    data = Minibatch.of(batch, algorithm.credit(batch))
+    scores = score(data, table())
+    plain = dataclasses.replace(algorithm, kl=KL(), entropy=0.0)
+    full = dataclasses.replace(algorithm, kl=KL(0.3, "loss_k2"), entropy=0.2)
+    assert data.ref_logp is not None
+    term = 0.3 * (scores.logp - data.ref_logp).square() / 2 - 0.2 * scores.entropy
+    added = full.loss(scores, data)[0] - plain.loss(scores, data)[0]
+    torch.testing.assert_close(added[data.action], term[data.action], rtol=1e-9, atol=1e-12)
+
+
+@every
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_a_good_token_becomes_likelier_and_a_bad_one_less_likely(algorithm: Algorithm, sign: float) -> None:
     plain = dataclasses.replace(algorithm, kl=KL(), entropy=0.0)

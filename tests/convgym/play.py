@@ -38,9 +38,7 @@ def play(env: gym.Env, agent: agents.Agent, seed: int | None, options: dict[str,
     return steps
 
 
-def replay(
-    env: gym.Env, actions: Iterable[str], seed: int | None, options: dict[str, Any] | None = None
-) -> Steps:
+def replay(env: gym.Env, actions: Iterable[str], seed: int | None, options: dict[str, Any] | None = None) -> Steps:
     """Resets, and says the given messages until they or the conversation end."""
     steps: Steps = [env.reset(seed=seed, options=options)]
     return steps + say(env, actions)

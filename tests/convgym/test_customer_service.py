@@ -131,11 +131,7 @@ def test_identity_verification_comes_first(template):
     for case in cases(template):
         verify = [text for text in case.texts if called(text) == "verify"]
         late = case.without("verify")
-        at = next(
-            i
-            for i, text in enumerate(late)
-            if called(text) in ("refund", "exchange", "cancel", "set_address")
-        )
+        at = next(i for i, text in enumerate(late) if called(text) in ("refund", "exchange", "cancel", "set_address"))
         fails(case, [*late[: at + 1], *verify, *late[at + 1 :]], costs=True)
 
 
@@ -183,15 +179,12 @@ def test_confirm_a_change_has_to_be_confirmed(template):
 def test_confirm_of_another_item_does_not_count():
     for case in cases("refund/fulfil", difficulty=3):
         wrong = [
-            f"Shall I refund the {case.other_item()}?" if text.startswith("Shall I") else text
-            for text in case.texts
+            f"Shall I refund the {case.other_item()}?" if text.startswith("Shall I") else text for text in case.texts
         ]
         fails(case, wrong, costs=True)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a yes to one intent allows another: the check compares order and item only"
-)
+@pytest.mark.xfail(strict=True, reason="a yes to one intent allows another: the check compares order and item only")
 def test_confirm_of_another_intent_does_not_count():
     for case in cases("refund/fulfil", difficulty=3):
         order, item = case.order, case.private["wanted"][0]
@@ -264,9 +257,7 @@ def test_a_false_reason_fails_and_so_do_all_of_them(template):
         for reason, text in REASONS.items():
             texts = [format_call("get_order", {"order": case.order}), text, text, text]
             assert case.run(texts)[0] is (reason == case.private["reason"])
-        every = (
-            "Sorry, I can't: final sale, the return window is over, it has already shipped, over the limit."
-        )
+        every = "Sorry, I can't: final sale, the return window is over, it has already shipped, over the limit."
         fails(case, [format_call("get_order", {"order": case.order}), every, every, every])
 
 
@@ -275,6 +266,17 @@ def test_a_refusal_needs_its_evidence_first(template):
     for case in cases(template):
         look_up, refusal = format_call("get_order", {"order": case.order}), REASONS[case.private["reason"]]
         fails(case, [refusal, refusal, refusal, look_up])
+
+
+def test_a_refusal_in_part_needs_its_evidence_first():
+    """Refusing one of two things before the look-up fails, and right after it succeeds."""
+    for case in cases("refund/partly"):
+        refusal = next(text for text in case.texts if "I can't" in text)
+        look_up = format_call("get_order", {"order": case.order})
+        rest = [text for text in case.texts if text not in (refusal, look_up)]
+        pushes = case.env.task.user.persona.pushes + 1
+        fails(case, [*[refusal] * pushes, look_up, *rest])
+        assert case.run([look_up, *[refusal] * pushes, *rest])[0]
 
 
 @pytest.mark.parametrize("template", [*FULFIL, "refund/clarify"])
@@ -341,13 +343,9 @@ def test_any_path_passes(template):
 @pytest.mark.parametrize("template", ["refund/fulfil", "cancel/fulfil"])
 def test_arguments_are_read_in_their_usual_forms(template):
     for case in cases(template):
-        numbers = [
-            re.sub(r'"(\d+)"', r"\1", text) for text in case.texts
-        ]  # JSON numbers for strings of digits
+        numbers = [re.sub(r'"(\d+)"', r"\1", text) for text in case.texts]  # JSON numbers for strings of digits
         assert numbers != case.texts and case.run(numbers)[0]
-        assert case.run([text.replace('"item": "', '"item": " ').title() if 0 else text for text in numbers])[
-            0
-        ]
+        assert case.run([text.replace('"item": "', '"item": " ').title() if 0 else text for text in numbers])[0]
     for case in cases("refund/fulfil"):
         assert case.run(case.changed("refund", item=f" {case.private['wanted'][0].upper()} "))[0]
 
@@ -413,6 +411,20 @@ def test_the_numbers_in_the_text_are_the_numbers_graded(style):
     assert len(seen) > 8
 
 
+@pytest.mark.parametrize(
+    "style",
+    [
+        pytest.param(
+            "brief", marks=pytest.mark.xfail(strict=True, reason="says escalate, and keeps the reason to itself")
+        ),
+        "full",
+    ],
+)
+def test_the_reason_that_an_escalation_needs_is_in_the_text(style):
+    _, text = parameters(0, style)
+    assert re.search(r"\blimit\b", text)
+
+
 def test_both_styles_say_the_same_rules():
     for seed in range(10):
         brief, full = parameters(seed, "brief"), parameters(seed, "full")
@@ -462,9 +474,7 @@ def test_outcomes_are_balanced(difficulty):
         opened[env.privileged()["intent"]] += 1
     assert set(drawn) == set(OUTCOMES)
     assert chisquare([drawn[outcome] for outcome in OUTCOMES]).pvalue > 1e-3
-    assert set(opened) == (
-        {"refund", "cancel"} if difficulty == 1 else {"refund", "exchange", "cancel", "set_address"}
-    )
+    assert set(opened) == ({"refund", "cancel"} if difficulty == 1 else {"refund", "exchange", "cancel", "set_address"})
 
 
 def test_exactly_the_given_reason_speaks_against_the_wish():
@@ -517,9 +527,7 @@ def test_the_composition_is_held_out():
         assert set(met) == {held} if split == "test_composition" else held not in met and len(met) > 10
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the option is read and then overwritten by the split's own combination"
-)
+@pytest.mark.xfail(strict=True, reason="the option is read and then overwritten by the split's own combination")
 def test_the_scenario_option_is_not_overwritten():
     env = bare(ID, split="test_composition")
     env.reset(seed=0, options={"scenario": "exchange/refuse"})
@@ -549,9 +557,7 @@ def test_what_a_tool_shows_is_what_is_recorded():
             item = env.task.world.tables["items"][f"{case.order}/{name}"]
             assert f"{name} {item.price}{' final sale' if item.final_sale else ''}" in shown
         say(env, case.writes())
-        again = (
-            env.step(format_call("get_order", {"order": case.order}))[0] if env._episode.end is None else ""
-        )
+        again = env.step(format_call("get_order", {"order": case.order}))[0] if env._episode.end is None else ""
         assert case.private["intent"] != "refund" or "refunded" in again
 
 

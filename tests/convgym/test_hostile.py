@@ -184,9 +184,7 @@ class Conversation(RuleBasedStateMachine):
 def secrets(env) -> dict[str, str]:
     """What the user knows and has not said: proofs of identity, and slots that were not volunteered."""
     private = env.privileged()
-    if (
-        "truth" in private
-    ):  # numbers such as "4" may stand in a time or a schema; names, days and phones cannot
+    if "truth" in private:  # numbers such as "4" may stand in a time or a schema; names, days and phones cannot
         open_slots = set(private["form"]) - set(private["volunteered"]) - {"people", "seat", "food", "time"}
         return {slot: env.task.user.facts[slot] for slot in open_slots}
     if "order" in private:
@@ -240,11 +238,7 @@ def test_nothing_private_is_shown_before_it_is_told(difficulty):
         steps.append(env.step(format_call("get_order", {"order": private["order"]})))
         steps.append(env.step(format_call("verify", {"order": private["order"], "code": "1"})))
         assert code not in json.dumps(steps)
-        assert (
-            private["wanted"] == ()
-            or private["outcome"] != "clarify"
-            or private["wanted"][0] not in steps[0][0]
-        )
+        assert private["wanted"] == () or private["outcome"] != "clarify" or private["wanted"][0] not in steps[0][0]
         obs = env.step(f"What is your {factor}?")[0]
         seen += code in obs
     assert seen == 60

@@ -105,9 +105,7 @@ def test_the_greedy_script_is_in_between(difficulty):
     assert clerk < greedy < oracle
 
 
-@pytest.mark.xfail(
-    strict=True, reason="from difficulty 3 on each change needs a confirmation, which it never asks for"
-)
+@pytest.mark.xfail(strict=True, reason="from difficulty 3 on each change needs a confirmation, which it never asks for")
 @pytest.mark.parametrize("difficulty", [3, 4, 5])
 def test_the_greedy_script_serves_somebody_at_every_difficulty(difficulty):
     between(SERVICE, "greedy", difficulty)

@@ -32,20 +32,18 @@ def acts(log: list[Event]) -> list[int]:
 
 
 @given(logs)
-@settings(max_examples=200, derandomize=True)
+@settings(max_examples=200, derandomize=True, deadline=None)
 def test_before(log):
     expected = [
         i
         for i in acts(log)
-        if not any(
-            p.ok and p.name == "need" and p.arguments["order"] == log[i].arguments["order"] for p in log[:i]
-        )
+        if not any(p.ok and p.name == "need" and p.arguments["order"] == log[i].arguments["order"] for p in log[:i])
     ]
     assert broken(Before(ACT, "need", ("order",)), log) == expected
 
 
 @given(logs)
-@settings(max_examples=200, derandomize=True)
+@settings(max_examples=200, derandomize=True, deadline=None)
 def test_since(log):
     expected = []
     for i in acts(log):
@@ -56,27 +54,27 @@ def test_since(log):
 
 
 @given(logs)
-@settings(max_examples=100, derandomize=True)
+@settings(max_examples=100, derandomize=True, deadline=None)
 def test_never(log):
     assert broken(Never(ACT), log) == acts(log)
 
 
 @given(logs)
-@settings(max_examples=200, derandomize=True)
+@settings(max_examples=200, derandomize=True, deadline=None)
 def test_at_most_once(log):
     expected = [i for i in acts(log) if any(log[j].arguments == log[i].arguments for j in acts(log[:i]))]
     assert broken(AtMostOnce(ACT, ("order", "item")), log) == expected
 
 
 @given(logs)
-@settings(max_examples=100, derandomize=True)
+@settings(max_examples=100, derandomize=True, deadline=None)
 def test_only_if(log):
     rule = OnlyIf(ACT, lambda world, event: world.tables["orders"][event.arguments["order"]] == "open")
     assert broken(rule, log) == [i for i in acts(log) if log[i].arguments["order"] == "2"]
 
 
 @given(logs, st.integers(0, 8))
-@settings(max_examples=100, derandomize=True)
+@settings(max_examples=100, derandomize=True, deadline=None)
 def test_violations_count_each_breach_once(log, start):
     rules = (
         Rule("never", "No act.", "Never act.", Never(ACT)),
@@ -110,7 +108,7 @@ def test_rules_render_their_own_sentences():
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers()), max_size=10))
-@settings(max_examples=100, derandomize=True)
+@settings(max_examples=100, derandomize=True, deadline=None)
 def test_a_fork_shares_records_and_no_writes(writes):
     tables = {"t": {"a": (0,), "b": (1,)}}
     world = World(tables)

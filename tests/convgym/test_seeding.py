@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,14 +15,14 @@ roots = st.integers(-(2**70), 2**70)
 
 
 @given(roots, names)
-@settings(max_examples=200, derandomize=True)
+@settings(max_examples=200, derandomize=True, deadline=None)
 def test_a_child_seed_is_63_bits_and_repeatable(root, path):
     seed = derive_seed(root, *path)
     assert 0 <= seed < 2**63 and seed == derive_seed(root, *path)
 
 
 @given(roots, roots, names, names)
-@settings(max_examples=300, derandomize=True)
+@settings(max_examples=300, derandomize=True, deadline=None)
 def test_other_roots_and_paths_give_other_seeds(root, other, path, another):
     assert (derive_seed(root, *path) == derive_seed(other, *another)) == ((root, path) == (other, another))
 
@@ -50,9 +49,6 @@ def test_golden_seeds():
     assert derive_seed(-7, "sample", 3, "é") == 4144924932160525444
 
 
-@pytest.mark.xfail(
-    strict=True, reason="repr(np.int64(1)) is not repr(1), and differs between numpy versions too"
-)
 def test_numpy_integers_are_integers():
     assert derive_seed(np.int64(7), "env", np.int64(3)) == derive_seed(7, "env", 3)
 

@@ -134,7 +134,7 @@ def test_canonical_values_reach_the_grader():
 
 
 @given(st.text(max_size=30))
-@settings(max_examples=200, derandomize=True)
+@settings(max_examples=200, derandomize=True, deadline=None)
 def test_canonical_is_idempotent(text):
     assume("_" not in text)
     assert canonical(canonical(text)) == canonical(text)
@@ -268,9 +268,7 @@ def test_everything_can_be_read_from_the_words():
         for seed in range(25):
             env, goal = start(seed, difficulty, 1)
             asked_for(env, goal)
-            letters = [
-                "".join(sorted(w.strip(".,?!").lower())) for m in env.transcript() for w in m.content.split()
-            ]
+            letters = ["".join(sorted(w.strip(".,?!").lower())) for m in env.transcript() for w in m.content.split()]
             for value in goal["truth"].values():
                 assert "".join(sorted(str(value).lower())) in letters, value
 

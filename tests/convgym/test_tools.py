@@ -30,9 +30,7 @@ class Note(Arguments):
 
 
 def _note(world: World, arguments: Note, turn: int) -> ToolResult:
-    return ToolResult(
-        "noted", Event(turn, "note", {"text": arguments.text}, ok=arguments.text != "no", write=True)
-    )
+    return ToolResult("noted", Event(turn, "note", {"text": arguments.text}, ok=arguments.text != "no", write=True))
 
 
 TOOLS = {
@@ -51,24 +49,18 @@ json_values = st.recursive(
 )
 
 
-@given(
-    st.text(max_size=20), st.dictionaries(st.text(max_size=8), json_values, max_size=3), st.text(max_size=9)
-)
-@settings(max_examples=200, derandomize=True)
+@given(st.text(max_size=20), st.dictionaries(st.text(max_size=8), json_values, max_size=3), st.text(max_size=9))
+@settings(max_examples=200, derandomize=True, deadline=None)
 def test_what_is_formatted_is_parsed(name, arguments, around):
     text = format_call(name, arguments)
-    if (
-        "<tool_call>" in around
-        or text.count("<tool_call>") > 1
-        or text.index("</tool_call>") < len(text) - 12
-    ):
+    if "<tool_call>" in around or text.count("<tool_call>") > 1 or text.index("</tool_call>") < len(text) - 12:
         return  # the markers inside a string are a call of their own kind: see the malformed ones
     assert parse_call(text) == ToolCall(name, arguments)
     assert parse_call(f"{around}{text}{around}") == ToolCall(name, arguments)
 
 
 @given(st.text(st.characters(codec=None), max_size=200))
-@settings(max_examples=300, derandomize=True)
+@settings(max_examples=300, derandomize=True, deadline=None)
 def test_the_parser_never_raises(text):
     assert isinstance(parse_call(f"<tool_call>{text}</tool_call>"), Malformed | ToolCall)
     assert parse_call(text) is None or "<tool_call>" in text
@@ -176,7 +168,6 @@ def test_what_is_no_number(text):
     assert canonical_number(text) is None
 
 
-@pytest.mark.xfail(strict=True, reason="float() reads underscores, and %g keeps six digits")
 @pytest.mark.parametrize(("one", "other"), [("1_0", "10"), ("1234567", "1234568")])
 def test_different_texts_are_different_numbers(one, other):
     assert canonical_number(one) != canonical_number(other)

@@ -63,9 +63,7 @@ def test_personas_open_in_their_manner():
 # -- patience ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "text", ["", "Xyzzy plugh.", "Sorry.", "It has been refunded.", "Sorry, I can't do that."]
-)
+@pytest.mark.parametrize("text", ["", "Xyzzy plugh.", "Sorry.", "It has been refunded.", "Sorry, I can't do that."])
 def test_patience_is_spent_by_what_leads_nowhere(text):
     for seed in range(12):
         env = service(seed, "refund/fulfil", split="test_user" if seed % 2 else "train")
@@ -120,9 +118,9 @@ def test_personas_push_back_before_they_accept():
         }
         steps = say(env, [refusal[reason]] * 9)
         assert len(steps) == persona.pushes + 1
-        assert [step[-1]["messages"][0]["content"] in words("push") for step in steps] == [
-            True
-        ] * persona.pushes + [False]
+        assert [step[-1]["messages"][0]["content"] in words("push") for step in steps] == [True] * persona.pushes + [
+            False
+        ]
         assert steps[-1][-1]["end_reason"] == "concluded" and steps[-1][-1]["success"]
         seen[persona.pushes] += 1
     assert set(seen) == {0, 1, 2}

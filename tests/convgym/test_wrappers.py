@@ -355,9 +355,7 @@ def test_shaping_keeps_every_policys_rank(difficulty, reward):
         for texts in itertools.product(words, repeat=3):
             settings_ = {"difficulty": difficulty, "reward": reward}
             shaped = replay(ProgressShaping(bare(BANDIT, **settings_), 2.0), texts, seed)
-            assert total(shaped) == pytest.approx(
-                total(replay(bare(BANDIT, **settings_), texts, seed)), abs=1e-9
-            )
+            assert total(shaped) == pytest.approx(total(replay(bare(BANDIT, **settings_), texts, seed)), abs=1e-9)
 
 
 def test_shaping_is_right_after_a_restore():
@@ -474,9 +472,7 @@ def test_cheats_are_never_successful():
 
 def test_stuffing_pays_where_success_does_not_gate_it():
     def rows(paid: str) -> dict[str, Row]:
-        return {
-            row.agent: row for row in measure(SERVICE, lambda env: Politeness(env, 0.1, paid), episodes=30)
-        }
+        return {row.agent: row for row in measure(SERVICE, lambda env: Politeness(env, 0.1, paid), episodes=30)}
 
     always, gated = rows("always"), rows("on_success")
     assert always["stuffed"].total == pytest.approx(0.1)

@@ -32,16 +32,12 @@ class Letters(gym.Env[str, str]):
         self.observation_space = Utterance()
         self.action_space = Utterance()
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         super().reset(seed=seed)
-        self.split = (options or {}).get("split", self.split)
+        split = (options or {}).get("split", self.split)
         self.turns, self.score = 0, 0.0
         self.broken = derive_seed(seed or 0, "breaks") % 1000 < 1000 * self.breaks
-        return f"order {seed}", self._info(
-            {"role": "user", "content": f"{self.split} order {(seed or 0) % 100}"}
-        )
+        return f"order {seed}", self._info({"role": "user", "content": f"{split} order {(seed or 0) % 100}"})
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         self.turns += 1

@@ -101,11 +101,7 @@ def test_a_run_leaves_its_records_checkpoints_and_policy(model_folder: Path, tmp
     assert result.result["start"] == evaluations[0]
     assert result.result["final"] == evaluations[-2]
     assert result.result["action_tokens"] == updates[-1]["action_tokens"]
-    assert (
-        result.result["seconds"] > 0
-        and result.result["cpu_seconds"] > 0
-        and result.result["peak_memory_mb"] > 0
-    )
+    assert result.result["seconds"] > 0 and result.result["cpu_seconds"] > 0 and result.result["peak_memory_mb"] > 0
 
     samples = [json.loads(line) for line in (result.folder / "samples.jsonl").read_text().splitlines()]
     assert len(samples) == 3 * 2 * 3
@@ -113,9 +109,7 @@ def test_a_run_leaves_its_records_checkpoints_and_policy(model_folder: Path, tmp
     assert samples[0]["messages"][0]["content"].startswith("val ")  # held out
 
 
-def test_the_exported_policy_is_an_ordinary_folder_with_the_last_weights(
-    model_folder: Path, tmp_path: Path
-) -> None:
+def test_the_exported_policy_is_an_ordinary_folder_with_the_last_weights(model_folder: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     result = train(run_config(model_folder, tmp_path / "run", algo="ppo"))
@@ -166,9 +160,7 @@ def test_algorithms_meet_the_same_conversations(model_folder: Path, tmp_path: Pa
 
 
 def test_patience_stops_a_run_that_gets_no_better(model_folder: Path, tmp_path: Path) -> None:
-    config = run_config(
-        model_folder, tmp_path / "run", updates=50, eval_every=1, patience=2, learning_rate=1e-12
-    )
+    config = run_config(model_folder, tmp_path / "run", updates=50, eval_every=1, patience=2, learning_rate=1e-12)
     result = train(config)
     assert result.status == "done"
     assert [r["step"] for r in result.history if r["kind"] == "train"] == [1, 2]
@@ -192,13 +184,13 @@ def test_a_run_that_cannot_begin_leaves_nothing(
     model_folder: Path, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConvgymError, match=message):
-        train(run_config(model_folder, tmp_path / "runs" / "run", **changes))
+        train(replace(run_config(model_folder, tmp_path / "runs" / "run"), **changes))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_is_taken_is_refused(model_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ConfigError, match="--resume"):
+    with pytest.raises(ConfigError, match="choose another, or resume"):
         train(run_config(model_folder, tmp_path))
     with pytest.raises(ConfigError, match="folder of a run"):
         train(run_config(model_folder, tmp_path), resume=True)
@@ -241,9 +233,7 @@ class Diverging(Reinforce):
         return loss * math.inf, metrics
 
 
-def test_a_diverging_run_stops_and_says_so(
-    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_diverging_run_stops_and_says_so(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(algos.ALGORITHMS, "diverging", Diverging)
     with pytest.raises(DivergedError):
         train(run_config(model_folder, tmp_path / "run", algo="diverging", updates=9))
@@ -384,10 +374,10 @@ def test_two_processes_do_what_one_does(model_folder: Path, tmp_path: Path) -> N
     for process in processes:
         process.join(120)
         assert process.exitcode == 0
-    for ours, theirs in zip(
-        timeless(RunResult.read(tmp_path / "two").history), timeless(one.history), strict=True
-    ):
-        assert ours == pytest.approx(theirs, abs=1e-5)
+    for ours, theirs in zip(timeless(RunResult.read(tmp_path / "two").history), timeless(one.history), strict=True):
+        # A share of tokens past a bound jumps if rounding moves one token over it.
+        smooth = [name for name in theirs if not name.endswith("clip_share")]
+        assert [ours[name] for name in smooth] == pytest.approx([theirs[name] for name in smooth], abs=1e-5)
     ours, theirs = (load_weights(tmp_path / name / "policy") for name in ("two", "one"))
     assert max(float((ours[name] - x).abs().max()) for name, x in theirs.items()) < 1e-5
 
