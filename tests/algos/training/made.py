@@ -62,7 +62,7 @@ class Letters(gym.Env[str, str]):
 
 
 if LETTERS not in gym.registry:
-    gym.register(LETTERS, entry_point=Letters, disable_env_checker=True)
+    gym.register(LETTERS, entry_point="tests.algos.training.made:Letters", disable_env_checker=True)
 
 
 def run_config(model: Path, out: Path, **changes: Any) -> RunConfig:

@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import socket
+import statistics
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from torch import Tensor
 import algos
 from algos.base import Minibatch, Scores
 from algos.learner.checkpoint import load, newest
-from algos.policies.load import Policy
+from algos.policies.load import Policy, load_policy
 from algos.reinforce import Reinforce
 from algos.training.config import RunConfig
 from algos.training.evaluate import evaluate
@@ -120,22 +121,24 @@ def test_the_exported_policy_is_an_ordinary_folder_with_the_last_weights(model_f
     assert all(torch.equal(exported[name], x) for name, x in last.items())
 
 
+LONGER: dict[str, Any] = {"updates": 20, "episodes_per_update": 32, "eval_every": 20, "eval_episodes": 64}
+
+
+def gain(model_folder: Path, out: Path, **changes: Any) -> float:
+    """How much return a run adds to its untrained start."""
+    result = train(run_config(model_folder, out, **LONGER, **changes)).result
+    return float(result["final"]["return"] - result["start"]["return"])
+
+
 @pytest.mark.parametrize(("algo", "rate"), [("reinforce", 1e-2), ("grpo", 1e-2), ("ppo", 3e-3)])
-def test_algorithms_learn_and_a_run_with_shuffled_rewards_does_not(
-    model_folder: Path, tmp_path: Path, algo: str, rate: float
-) -> None:
-    settings: dict[str, Any] = {
-        "updates": 20,
-        "episodes_per_update": 32,
-        "eval_every": 20,
-        "eval_episodes": 64,
-    }
-    settings |= {"algo": algo, "learning_rate": rate}
-    learnt = train(run_config(model_folder, tmp_path / "run", **settings)).result
-    assert learnt["final"]["return"] > learnt["start"]["return"] + 0.3
-    control = train(run_config(model_folder, tmp_path / "off", control="shuffled_rewards", **settings)).result
-    assert control["start"] == learnt["start"]
-    assert control["final"]["return"] < control["start"]["return"] + 0.1
+def test_every_algorithm_learns(model_folder: Path, tmp_path: Path, algo: str, rate: float) -> None:
+    assert gain(model_folder, tmp_path / "run", algo=algo, learning_rate=rate) > 0.35
+
+
+def test_shuffled_rewards_teach_nothing(model_folder: Path, tmp_path: Path) -> None:
+    settings = {"algo": "reinforce", "learning_rate": 1e-2, "control": "shuffled_rewards"}
+    gains = [gain(model_folder, tmp_path / f"{seed}", seed=seed, **settings) for seed in (0, 1, 2)]
+    assert statistics.median(gains) < 0.1
 
 
 def test_evaluating_a_run_repeats_its_own_evaluation(model_folder: Path, tmp_path: Path) -> None:
@@ -246,9 +249,7 @@ def test_a_diverging_run_stops_and_says_so(model_folder: Path, tmp_path: Path, m
 
 
 def load_weights(folder: Path) -> dict[str, Tensor]:
-    from algos.policies.load import load_policy
-
-    return dict(load_policy(folder).model.named_parameters())
+    return {name: p.detach() for name, p in load_policy(folder).model.named_parameters()}
 
 
 # -- interruptions -----------------------------------------------------------------------------------------
@@ -281,7 +282,7 @@ def test_a_signal_saves_and_leaves_and_resuming_finishes(
 ) -> None:
     log = Run.log
 
-    def log_and_signal(self: Run, *args: Any, **times: float) -> None:
+    def log_and_signal(self: Run, *args: Any, **times: Any) -> None:
         log(self, *args, **times)
         if self.step == 3:
             os.kill(os.getpid(), number)
