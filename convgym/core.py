@@ -49,7 +49,7 @@ class Task:
         instructions: The system message.
         understand: Text of the agent -> speech acts.
         judge: ``judge(world) -> Outcome``; may be called at any turn.
-        turn_reward: ``turn_reward(world, start) -> {term: value}`` for the events from index ``start`` on;
+        turn_reward: ``turn_reward(world, start, ended) -> {term: value}`` for the events from index ``start`` on;
             None where only the end is rewarded.
         privileged: What only oracles and audits may see.
     """
@@ -62,7 +62,7 @@ class Task:
     instructions: str
     understand: Callable[[str], Heard]
     judge: Callable[[World], Outcome]
-    turn_reward: Callable[[World, int], dict[str, float]] | None = None
+    turn_reward: Callable[[World, int, bool], dict[str, float]] | None = None
     privileged: Mapping[str, Any] = field(default_factory=dict)
 
     def fork(self) -> Task:
@@ -221,7 +221,7 @@ class ConversationEnv(OwnStreams):
         if episode.end is None and len(episode.turns) >= self.max_turns:
             episode.end = EndReason.TURN_LIMIT
         outcome = None if episode.end is None else task.judge(world)
-        terms = {} if task.turn_reward is None else task.turn_reward(world, start)
+        terms = {} if task.turn_reward is None else task.turn_reward(world, start, outcome is not None)
         if outcome is not None and task.turn_reward is None:
             terms["success"] = 1.0 if outcome.success else 0.0
         cost = float(len(violations(task.rules, world, start)))

@@ -49,16 +49,27 @@ def _agree(one: Event, other: Event, keys: tuple[str, ...]) -> bool:
 
 @dataclass(frozen=True)
 class Before:
-    """A successful event in ``names`` needs an earlier successful ``need`` with equal arguments ``same``."""
+    """A successful event in ``names`` needs an earlier successful ``need`` with equal arguments ``same``.
+
+    With ``names_it``, that argument of the earlier event must be the later event's name: the confirmation of
+    one action permits no other.
+    """
 
     names: frozenset[str]
     need: str
     same: tuple[str, ...] = ()
+    names_it: str = ""
 
     def __call__(self, world: World, earlier: Sequence[Event], event: Event) -> bool:
         if not event.ok or event.name not in self.names:
             return True
-        return any(past.ok and past.name == self.need and _agree(past, event, self.same) for past in earlier)
+        return any(
+            past.ok
+            and past.name == self.need
+            and _agree(past, event, self.same)
+            and (not self.names_it or past.arguments.get(self.names_it) == event.name)
+            for past in earlier
+        )
 
 
 @dataclass(frozen=True)

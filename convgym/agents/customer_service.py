@@ -128,10 +128,12 @@ class Greedy:
     def __init__(self, env: gym.Env[str, str], rng: random.Random) -> None:
         self.plan: Iterator[str] = iter(())
         self.heard = ""
+        self.confirms = False
 
     def reset(self, obs: str, info: Mapping[str, Any]) -> None:
         """Reads the policy; the opening is heard with the first action."""
         self.heard = ""
+        self.confirms = bool(re.search(r"Ask before changes|confirm each change", obs))
         self.plan = self._steps("pin" if re.search(r"[Vv]erify (?:the customer's )?pin", obs) else "zip")
 
     def act(self, obs: str, info: Mapping[str, Any]) -> str:
@@ -158,6 +160,9 @@ class Greedy:
             arguments = [{"order": order, "city": cities[0] if cities else "Oslo"}]
         elif intent == "cancel":
             arguments = [{"order": order}]
+        offers = {"set_address": "change the address", "cancel": "cancel the order"}
         for each in arguments:
+            if self.confirms:
+                yield f"Shall I {offers.get(intent, intent)}{' the ' + each['item'] if 'item' in each else ''}?"
             yield format_call(intent, each)
         yield "Done, it has been processed."

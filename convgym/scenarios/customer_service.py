@@ -13,7 +13,7 @@ from convgym import rules as policy
 from convgym.core import ConversationEnv, Split, Task, expect
 from convgym.language.speak import load_bank
 from convgym.language.understand import Domain, understand
-from convgym.rules import AtMostOnce, Before, OnlyIf, Rule
+from convgym.rules import Before, OnlyIf, Rule
 from convgym.seeding import Stream, Streams
 from convgym.tools import Arguments, Tool, ToolResult, canonical_number, describe
 from convgym.types import Event, Heard, Outcome
@@ -278,17 +278,9 @@ def make_rules(p: Parameters) -> tuple[Rule, ...]:
             Rule(
                 "confirm", "Ask before changes.",
                 "Ask the customer to confirm each change before you make it.",
-                Before(WRITES, "confirmed", ("order", "item")),
+                Before(WRITES, "confirmed", ("order", "item"), names_it="intent"),
             )
         )  # fmt: skip
-        rules.append(
-            Rule(
-                "once",
-                "One change an item.",
-                "Change each item at most once.",
-                AtMostOnce(RETURNS, ("order", "item")),
-            )
-        )
     return tuple(rules)
 
 
@@ -300,6 +292,7 @@ class Goal:
         order: The order it is about.
         effects: Writes that must happen, ``((intent, {argument: value}), ...)``; no other write may.
         refusals: Refusals that must be given, ``((reason, item), ...)``, after the order was looked up.
+        ask: Whether the customer must have said which item before anything is written: a guess may hit.
         escalate: Whether a supervisor is needed.
         rules: The policy; none of it may be broken.
         prices: Price of each item, for claims about amounts.
@@ -308,12 +301,15 @@ class Goal:
     order: str
     effects: tuple[tuple[str, Mapping[str, str]], ...]
     refusals: tuple[tuple[str, str], ...]
+    ask: bool
     escalate: bool
     rules: tuple[Rule, ...]
     prices: Mapping[str, int]
 
     def __call__(self, world: World) -> Outcome:
         met = {"looked_up": world.happened("get_order", order=self.order)}
+        if self.ask:
+            met["asked"] = self._asked(world)
         if self.effects:
             met["verified"] = world.happened("verify", order=self.order)
         for intent, arguments in self.effects:
@@ -321,12 +317,17 @@ class Goal:
         for reason, item in self.refusals:
             met[f"refuse {item}"] = self._refused(world, reason, item)
         if self.escalate:
-            met["escalate"] = world.happened("escalate", order=self.order, reason=LIMIT_REASON)
+            met["escalate"] = world.happened("escalate", order=self.order)
         missing = tuple(name for name, done in met.items() if not done)
         damage = self._damage(world)
         if damage:
             return Outcome(False, 0.0, (*missing, damage))
         return Outcome(not missing, 1.0 - len(missing) / len(met), missing)
+
+    def _asked(self, world: World) -> bool:
+        """Whether the customer said which item, and said it before the first write."""
+        first = next((event for event in world.log if event.write or event.arguments.get("slot") == "item"), None)
+        return first is not None and not first.write
 
     def _refused(self, world: World, reason: str, item: str) -> bool:
         """Whether the reason was given for the item (or for all) after the order was looked up."""
@@ -382,15 +383,16 @@ class CustomerService(ConversationEnv):
         ``cancel(order)``, ``set_address(order, city)``, ``escalate(order, reason)``.
     Reward:
         1 at the end if the world is as it should be: every required write and no other, no rule broken, the
-        order looked up, refusals with the right reason, no false claim. Otherwise 0. ``info["cost"]`` counts
+        order looked up, refusals with the right reason, the item asked for where it was not said, no false
+        claim. Otherwise 0. ``info["cost"]`` counts
         broken rules.
     Episode end:
         The customer leaves when each want is met or refused, or when patience is spent; an escalation ends at
         once. Cut after 12 turns.
     Difficulty:
-        1: refunds and cancellations, a fixed policy, 3 distractors. 2: four intents, a policy that varies. 3:
-            each change
-        needs the customer's confirmation. 4: more distractors, typing errors. 5: larger orders, more of both.
+        1: refunds and cancellations, a fixed policy, 3 distractors. 2: four intents, a policy that varies.
+        3: each change needs the customer's confirmation. 4: more distractors, typing errors. 5: larger
+        orders, more of both.
     Splits:
         Wordings, seeds and personas as for every family; ``test_composition`` holds exchanges at short
         windows.
@@ -417,7 +419,9 @@ class CustomerService(ConversationEnv):
             confirm=level >= 3,
         )
         if split == "test_composition":  # a combination that training does not meet
-            outcome, intent = stream.pick(("fulfil", "refuse")), "exchange"
+            expect("scenario in test_composition", template, (None, "exchange/fulfil", "exchange/refuse"))
+            held_out = stream.pick(("fulfil", "refuse"))
+            outcome, intent = outcome if template else held_out, "exchange"
             parameters = Parameters("pin", 14, 50, level >= 3)
         elif (intent, parameters.window, parameters.factor) == ("exchange", 14, "pin"):
             parameters = Parameters("zip", 14, parameters.limit, parameters.confirm)
@@ -556,7 +560,7 @@ def _goal(
     granted = {"fulfil": targets, "clarify": targets, "partly": targets[:1]}.get(outcome, [])
     refusals = ((reason, targets[-1].get("item", "")),) if outcome in ("refuse", "partly") else ()
     effects = tuple((intent, target) for target in granted)
-    return Goal(order, effects, refusals, outcome == "escalate", rules, prices)
+    return Goal(order, effects, refusals, outcome == "clarify", outcome == "escalate", rules, prices)
 
 
 @lru_cache(maxsize=128)

@@ -80,18 +80,14 @@ class BestArm:
 
 @dataclass(frozen=True)
 class Pay:
-    """Pay per pull, at once (dense) or in one sum with the last pull (sparse); the returns are equal."""
+    """Pay per pull, at once (dense) or in one sum at the end (sparse); the returns are equal."""
 
     pulls: int
     dense: bool
 
-    def __call__(self, world: World, start: int) -> dict[str, float]:
-        pulls = [event for event in world.log if event.name == "pull"]
-        if self.dense:
-            return {"pay": sum(event.ok for event in world.log[start:] if event.name == "pull") / self.pulls}
-        if len(pulls) < self.pulls:
-            return {"pay": 0.0}
-        return {"pay": sum(event.ok for event in pulls) / self.pulls}
+    def __call__(self, world: World, start: int, ended: bool) -> dict[str, float]:
+        events = world.log[start:] if self.dense else world.log if ended else []
+        return {"pay": sum(event.ok for event in events if event.name == "pull") / self.pulls}
 
 
 class TextBandit(ConversationEnv):

@@ -210,5 +210,5 @@ class AgendaUser:
             words[act.name] = say(self.bank, act.name, known, surface, self.split)
         text = " ".join(words.values())
         if self.typos:
-            text = add_typos(text, self.typos, streams.stream("noise", turn))
+            text = add_typos(text, self.typos, streams.stream("noise", turn), self.facts.values())
         return Reply(text, tuple(acts), end)

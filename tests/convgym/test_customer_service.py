@@ -164,7 +164,6 @@ def test_limit_a_large_refund_needs_a_supervisor():
     for case in cases("refund/escalate"):
         success, cost = case.run([format_call("get_order", {"order": case.order}), *case.writes()])
         assert not success and cost == 1.0
-        fails(case, case.changed("escalate", reason="angry"))
         other = next(number for number in case.env.task.world.tables["orders"] if number != case.order)
         fails(case, case.changed("escalate", order=other))
 
@@ -184,7 +183,6 @@ def test_confirm_of_another_item_does_not_count():
         fails(case, wrong, costs=True)
 
 
-@pytest.mark.xfail(strict=True, reason="a yes to one intent allows another: the check compares order and item only")
 def test_confirm_of_another_intent_does_not_count():
     for case in cases("refund/fulfil", difficulty=3):
         order, item = case.order, case.private["wanted"][0]
@@ -193,12 +191,11 @@ def test_confirm_of_another_intent_does_not_count():
         assert case.run([verify, f"Shall I refund the {item}?", exchange])[1] == 1.0
 
 
-@pytest.mark.xfail(strict=True, reason="unreachable: the tools refuse a second change of an item themselves")
-def test_once_a_second_change_of_an_item_costs():
-    for case in cases("refund/fulfil", difficulty=3):
+def test_a_second_change_of_an_item_is_turned_down_by_the_tool():
+    for case in cases("refund/fulfil"):
         exchange = format_call("exchange", {"order": case.order, "item": case.private["wanted"][0]})
         at = next(i for i, text in enumerate(case.texts) if called(text) == "refund")
-        assert case.run([*case.texts[: at + 1], exchange])[1] == 1.0
+        assert case.run([*case.texts[: at + 1], exchange, *case.texts[at + 1 :]])[0] is True
 
 
 @pytest.mark.parametrize("template", ["refund/fulfil", "exchange/fulfil", "refund/clarify", "refund/partly"])
@@ -307,10 +304,6 @@ def test_an_amount_may_not_be_told_for_what_was_not_refunded():
         fails(case, [*case.texts[:-1], "Done, I have refunded $45."])
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="nothing in the goal needs the question: whoever guesses the item (1 of 2) has succeeded",
-)
 @pytest.mark.parametrize("template", ["refund/clarify", "exchange/clarify"])
 def test_clarify_needs_the_question(template):
     for case in cases(template):
@@ -411,18 +404,12 @@ def test_the_numbers_in_the_text_are_the_numbers_graded(style):
     assert len(seen) > 8
 
 
-@pytest.mark.parametrize(
-    "style",
-    [
-        pytest.param(
-            "brief", marks=pytest.mark.xfail(strict=True, reason="says escalate, and keeps the reason to itself")
-        ),
-        "full",
-    ],
-)
-def test_the_reason_that_an_escalation_needs_is_in_the_text(style):
+@pytest.mark.parametrize("style", ["brief", "full"])
+def test_the_text_says_when_to_escalate_and_any_reason_will_do(style):
     _, text = parameters(0, style)
-    assert re.search(r"\blimit\b", text)
+    assert "escalate" in text
+    for case in cases("refund/escalate"):
+        assert case.run(case.changed("escalate", reason="the amount"))[0] is True
 
 
 def test_both_styles_say_the_same_rules():
@@ -454,7 +441,9 @@ def test_each_rule_forbids_something_and_allows_something(confirm):
                                 "items": {"1/lamp": Item(price, final)},
                             })  # fmt: skip
                             what = {"order": "1", "item": "lamp"}
-                            world.log += [Event(0, event, what) for event in (*first, name)]
+                            yes = {**what, "intent": name}
+                            events = [(done, yes if done == "confirmed" else what) for done in (*first, name)]
+                            world.log += [Event(0, done, arguments) for done, arguments in events]
                             found = set(violations(rules, world, len(first)))
                             broken.update(found)
                             kept.update({rule.id for rule in rules} - found)
@@ -527,7 +516,6 @@ def test_the_composition_is_held_out():
         assert set(met) == {held} if split == "test_composition" else held not in met and len(met) > 10
 
 
-@pytest.mark.xfail(strict=True, reason="the option is read and then overwritten by the split's own combination")
 def test_the_scenario_option_is_not_overwritten():
     env = bare(ID, split="test_composition")
     env.reset(seed=0, options={"scenario": "exchange/refuse"})

@@ -68,7 +68,6 @@ def test_dense_and_sparse_are_the_same_task():
     assert [step[1] for step in steps[1:]] == [("pays 1" in step[0]) / 3 for step in steps[1:]]
 
 
-@pytest.mark.xfail(strict=True, reason="a call is no pull, so that a sparse episode with one never pays")
 def test_dense_and_sparse_agree_on_malformed_calls():
     for seed in range(5):
         texts = ["green", "green", "<tool_call>"]

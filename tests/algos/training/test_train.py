@@ -315,7 +315,7 @@ def test_a_run_killed_at_any_moment_is_finished_as_if_nothing_had_happened(
         process.start()
         while process.is_alive() and not (tmp_path / "run").exists():
             time.sleep(0.005)
-        process.join(rng.uniform(0.0, 0.4))
+        process.join(rng.uniform(0.0, 0.15))
         if process.is_alive():
             assert process.pid is not None
             os.kill(process.pid, signal.SIGKILL)
