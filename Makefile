@@ -46,8 +46,8 @@ lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-speed: $(STAMP)  ## measure environments, decoding and updates
-	$(BIN)/python -m benchmarks.throughput
+speed: $(STAMP)  ## measure environments, decoding, updates
+	$(BIN)/python -m benchmarks.speed
 
 docs: $(STAMP)  ## write the pages made from docstrings
 	$(BIN)/python docs/generate.py
