@@ -26,7 +26,7 @@ import types
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -64,6 +64,7 @@ class Batch:
     value: Tensor | None = None  # [B,T]
     bootstrap: Tensor | None = None  # [B] value after the last token
     greedy_return: Tensor | None = None  # [B] return of the greedy episode of the row's scenario
+    judged: Tensor | None = None  # [B] bool, the env paid for the end state although a limit cut the row
     state: Mapping[str, float] = field(default_factory=dict)  # what the last `credit` returned
 
     def __post_init__(self) -> None:
@@ -84,7 +85,7 @@ class Batch:
 
     def _shapes(self, rows: int, width: int, turns: int) -> dict[str, tuple[int, ...]]:
         per_token = ("tokens", "turn", "behaviour_logp", "old_logp", "ref_logp", "value")
-        per_row = ("n_turns", "group", "terminated", "version", "bootstrap", "greedy_return")
+        per_row = ("n_turns", "group", "terminated", "version", "bootstrap", "greedy_return", "judged")
         shapes: dict[str, tuple[int, ...]] = {"reward": (rows, turns), "state_key": (rows, turns)}
         return shapes | dict.fromkeys(per_token, (rows, width)) | dict.fromkeys(per_row, (rows,))
 
@@ -92,6 +93,11 @@ class Batch:
     def size(self) -> int:
         """Number of rows, B."""
         return int(self.action.shape[0])
+
+    @property
+    def settled(self) -> Tensor:
+        """[B] bool, rows after which nothing is to come: V(s_T) on top of a judged end would pay it twice."""
+        return self.terminated if self.judged is None else self.terminated | self.judged
 
     def rows(self, index: Tensor) -> Self:
         """The rows named by ``index`` ([b] int64, or [B] bool), all columns kept."""
@@ -220,6 +226,8 @@ class Algorithm(ABC):
         ConfigError: at construction, for an illegal value or settings that contradict each other. Settings
             are refused, never rewritten.
     """
+
+    zero_advantage_is_zero_loss: ClassVar[bool] = False  # set it where a row without advantage needs no pass
 
     reduce: Reduce = "token"
     epochs: int = 1

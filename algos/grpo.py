@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -56,6 +56,8 @@ class GRPO(Algorithm):
         value_clip: Largest move of a value that pays, for ``gae``; ``None`` for plain regression.
         value_coef: Weight of the value loss, for ``gae``.
     """
+
+    zero_advantage_is_zero_loss: ClassVar[bool] = True
 
     reduce: Reduce = "seq"
     baseline: Baseline = "group_mean"
@@ -126,8 +128,8 @@ class GRPO(Algorithm):
             on_last_token(reward, batch.turn),
             value,
             batch.action,
-            terminated=batch.terminated,
-            bootstrap=filled(batch.bootstrap, "bootstrap"),
+            terminated=torch.ones_like(batch.terminated),  # the outcome is the whole return: nothing follows it
+            bootstrap=torch.zeros_like(outcome),
             discount=token_discount(batch.turn, self.gamma_token, self.gamma_turn),
             lam=self.lam,
         )

@@ -10,6 +10,7 @@ Source: Schulman et al. 2017 (arXiv 1707.06347); GAE: Schulman et al. 2016 (arXi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -41,6 +42,8 @@ class PPO(Algorithm):
         value_coef: Weight of the value loss.
         whiten: Whether advantages are centred and scaled over the batch's action tokens.
     """
+
+    zero_advantage_is_zero_loss: ClassVar[bool] = True
 
     epochs: int = 4
     minibatches: int = 4
@@ -76,7 +79,7 @@ class PPO(Algorithm):
             on_last_token(reward, batch.turn) + kl_in_reward(batch, self.kl),
             value,
             batch.action,
-            terminated=batch.terminated,
+            terminated=batch.settled,
             bootstrap=filled(batch.bootstrap, "bootstrap"),
             discount=token_discount(batch.turn, self.gamma_token, self.gamma_turn),
             lam=self.lam,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -35,6 +35,8 @@ class Reinforce(Algorithm):
             own mean).
         decay: Weight of the past in the running mean of ``ema``.
     """
+
+    zero_advantage_is_zero_loss: ClassVar[bool] = True
 
     baseline: Literal["none", "batch_mean", "ema"] = "batch_mean"
     decay: float = 0.9

@@ -121,8 +121,8 @@ def analyse(results: Results) -> Analysis:
     gains = _gains(results, competitors)
     checks = _checks(results)
     return Analysis(
-        verdict=verdict.sentence(results, standings, pairs[suite.decision], checks),
-        notes=verdict.notes(results, standings, pairs, gains),
+        verdict=verdict.sentence(results, standings, pairs, checks),
+        notes=verdict.notes(results, standings, pairs, gains, _greedy_gains(results, competitors)),
         standings=standings,
         controls=controls,
         cells=[_cell(results, [env], entry) for env in suite.envs for entry in suite.entries],
@@ -245,13 +245,28 @@ def _rank(results: Results, competitors: Sequence[Entry], pairs: Sequence[Pair])
     return [_standing(results, entry, i + 1, letters[entry.name]) for i, entry in enumerate(order)]
 
 
-def _gain_test(results: Results, entry: Entry, alternative: stats.Alternative) -> stats.PairedTest:
-    """Held-out success after training minus before, paired by run."""
+def _gain_test(
+    results: Results, entry: Entry, alternative: stats.Alternative, *, greedy: bool = False
+) -> stats.PairedTest:
+    """Held-out success after training minus before, paired by run; sampled at temperature 1, or greedy."""
     groups = [results.of(env.id, entry.name) for env in results.suite.envs]
-    gains = [[row.metric("final") - row.start.success for row in group] for group in groups]
+    gains = [[_gain_of(row, greedy) for row in group] for group in groups]
     return stats.paired_t_test(
         stats.paired_differences(gains, [np.zeros(len(group)) for group in gains]), alternative=alternative
     )
+
+
+def _gain_of(row: Row, greedy: bool) -> float:
+    if greedy:
+        return (row.final_greedy.success if row.done else NAN) - row.start_greedy.success
+    return row.metric("final") - row.start.success
+
+
+def _greedy_gains(results: Results, competitors: Sequence[Entry]) -> dict[str, tuple[stats.PairedTest, float]]:
+    """Test and Holm-corrected p of each competitor's gain by greedy decoding."""
+    tests = [_gain_test(results, entry, "two-sided", greedy=True) for entry in competitors]
+    adjusted = stats.holm([test.p for test in tests])
+    return {entry.name: (test, float(p)) for entry, test, p in zip(competitors, tests, adjusted)}
 
 
 def _gains(results: Results, competitors: Sequence[Entry]) -> list[Gain]:
@@ -334,7 +349,7 @@ def _oracle_check(results: Results) -> Check:
 
 def _control_check(results: Results, entry: Entry) -> Check:
     """Rewards without information must teach nothing."""
-    name = f"{entry.name} learns nothing"
+    name = f"{entry.name} does not improve"
     test = _gain_test(results, entry, "greater")
     if np.isnan(test.p):
         return Check(name, None, "One seed or no finished run: not testable.")

@@ -116,8 +116,8 @@ def render(found: dict[str, Any]) -> str:
         (
             f"{machine['processor']}, {machine['cores']} cores, load {machine['load_at_start']} at the start; Python "
             f"{found['versions']['python']}, torch {found['versions']['torch']}, transformers "
-            f"{found['versions']['transformers']}; commit {found['commit'].get('id', 'none')[:10]}; {found['started']}. "
-            "One thread, CPU seconds.",
+            f"{found['versions']['transformers']}; commit {found['commit'].get('id', 'none')[:10]}; "
+            f"{found['started']}. One thread, CPU seconds.",
             "**Environments**, recorded messages of the oracle through `gym.make`, resets included:",
             table(("environment", "steps/s", "reset, us", "step, us", "single, us/step", "vector, us/step"), envs),
             f"**Decoding**, `nano` ({found['parameters'] / 1e6:.2f}M parameters), 150 tokens of prompt and 100 "

@@ -417,7 +417,7 @@ def compare_all(scores: Mapping[str, Strata], *, alpha: float = 0.05) -> list[Pa
             improvement=probability_of_improvement_interval(scores[a], scores[b]),
             correlation=paired_correlation(scores[a], scores[b]),
             detectable=minimum_detectable_difference(test.se, test.df, alpha=alpha / max(1, len(pairs))),
-            separated=bool(p < alpha),
+            separated=bool(p < alpha and test.difference > 0),
         )
         for (a, b), d, test, p in zip(pairs, differences, tests, p_holm)
     ]  # fmt: skip

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 def sentence(
-    results: Results, standings: Sequence[Standing], pairs: Sequence[Pair], checks: Sequence[Check]
+    results: Results,
+    standings: Sequence[Standing],
+    pairs: Mapping[Metric, Sequence[Pair]],
+    checks: Sequence[Check],
 ) -> str:
     """The ranking in a sentence, after a warning if a control came out wrong."""
     failed = [check.name for check in checks if check.passed is False]
@@ -25,7 +28,10 @@ def sentence(
     return warning + _ranking(results, standings, pairs)
 
 
-def _ranking(results: Results, standings: Sequence[Standing], pairs: Sequence[Pair]) -> str:
+def _ranking(
+    results: Results, standings: Sequence[Standing], by_metric: Mapping[Metric, Sequence[Pair]]
+) -> str:
+    pairs = by_metric[results.suite.decision]
     if not standings or np.isnan(standings[0].score.estimate):
         return "No run has finished: nothing to rank."
     best, metric = standings[0], METRICS[results.suite.decision]
@@ -40,7 +46,8 @@ def _ranking(results: Results, standings: Sequence[Standing], pairs: Sequence[Pa
     behind = [name for name in others if name in behind]
     if not tied:
         interval = f"95 % interval {best.score.low:.3f} to {best.score.high:.3f}"
-        return f"{best.entry} wins: {scored} ({interval}), ahead of {listed(behind)}."
+        held_out = _held_out(results, best.entry, by_metric)
+        return f"{best.entry} wins: {scored} ({interval}), ahead of {listed(behind)}.{held_out}"
     ahead = f" It is ahead of {listed(behind)}." if behind else ""
     return (
         f"No single winner: {best.entry} is highest ({scored}), but {size(results)} cannot separate it from "
@@ -48,16 +55,26 @@ def _ranking(results: Results, standings: Sequence[Standing], pairs: Sequence[Pa
     )
 
 
+def _held_out(results: Results, best: str, by_metric: Mapping[Metric, Sequence[Pair]]) -> str:
+    """Whether conversations that were not trained on confirm the winner; nothing where they decided."""
+    if results.suite.decision == "final":
+        return ""
+    confirmed = [pair.b for pair in by_metric["final"] if pair.a == best and pair.separated]
+    return f" Held out, it is ahead of {listed(confirmed)}." if confirmed else " Held out, no lead is confirmed."
+
+
 def notes(
     results: Results,
     standings: Sequence[Standing],
     pairs: Mapping[Metric, Sequence[Pair]],
     gains: Sequence[Gain],
+    greedy: Mapping[str, tuple[stats.PairedTest, float]],
 ) -> list[str]:
     """What else a reader must know: who is apart, who is not, who beats the start, what was lost."""
     return [
         *_pairs(results, pairs[results.suite.decision]),
         *_gains(gains),
+        *_greedy(greedy),
         *_metrics(results, standings, pairs),
         *_losses(standings),
     ]
@@ -96,6 +113,18 @@ def _gains(gains: Sequence[Gain]) -> list[str]:
     if unproven:
         found.append(f"{listed(unproven)}: not shown to beat the untrained start's {at}.")
     return found
+
+
+def _greedy(gains: Mapping[str, tuple[stats.PairedTest, float]]) -> list[str]:
+    """Sampling gets better by sharpening alone; greedy decoding only by deciding otherwise."""
+    tested = {name: (test, p) for name, (test, p) in gains.items() if not np.isnan(p)}
+    if not tested:
+        return []
+    said = [
+        f"{name} {test.difference:+.3f} ({p_text(p)}{'' if p < 0.05 and test.difference > 0 else ', not shown'})"
+        for name, (test, p) in tested.items()
+    ]
+    return [f"Greedy decoding, held-out success against the greedy start: {'; '.join(said)}."]
 
 
 def _metrics(

@@ -443,7 +443,7 @@ def _lengths(action: Tensor) -> Tensor:
 
 def _live(part: Minibatch, weights: Tensor, algorithm: Algorithm) -> Tensor:
     """Indices of the rows with any gradient: the others need no pass, and change nothing by it."""
-    pulled = algorithm.kl.beta > 0 or algorithm.entropy > 0
+    pulled = algorithm.kl.beta > 0 or algorithm.entropy > 0 or not algorithm.zero_advantage_is_zero_loss
     acts = weights > 0 if pulled else weights * part.advantage != 0
     if part.critic_at is not None:
         acts = acts | (part.critic_at & (weights > 0))

@@ -311,6 +311,7 @@ class _Run:
             sample_seed=live.request.sample_seed,
             version=self.version,
             terminated=terminated,
+            judged="success" in info,  # a full context comes to no verdict
             truncated=truncated,
             end_reason=str(info.get("end_reason", "terminated" if terminated else "truncated")),
             success=success,

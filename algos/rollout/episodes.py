@@ -34,6 +34,7 @@ class TokenEpisode:
         sample_seed: Seed of the token sampler.
         version: Version of the policy that sampled it.
         terminated: The conversation reached an end of its own.
+        judged: The environment judged and paid for the end state, also where a limit cut the conversation.
         truncated: A limit cut it (turns, characters, context).
         end_reason: The environment's reason, or ``"context_full"``.
         success: The environment's verdict.
@@ -56,6 +57,7 @@ class TokenEpisode:
     sample_seed: int
     version: int = 0
     terminated: bool = True
+    judged: bool = False
     truncated: bool = False
     end_reason: str = ""
     success: bool = False
@@ -110,6 +112,7 @@ def collate(episodes: Sequence[TokenEpisode], pad_id: int = 0) -> Batch:
         group=torch.tensor([e.group for e in episodes]),
         # A row that is both (the environment's end fell on its limit) has an end of its own: no bootstrap.
         terminated=torch.tensor([e.terminated for e in episodes]),
+        judged=torch.tensor([e.judged for e in episodes]),
         state_key=rows("state_keys", n_turns, 0, torch.int64),
         version=torch.tensor([e.version for e in episodes]),
         behaviour_logp=rows("logp", n_tokens, 0.0, torch.float32),

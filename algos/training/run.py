@@ -36,7 +36,7 @@ from convgym.seeding import derive_seed
 KEPT_SAMPLES = 3  # conversations of an evaluation that are written down
 MAY_CHANGE = {  # what a resumed run may set anew; any other change would make it another run
     *("updates", "eval_every", "save_every", "keep", "patience", "max_failures"),
-    *("out", "tensorboard", "wandb", "quiet", "threads"),
+    *("out", "tensorboard", "wandb", "quiet"),
 }
 
 
@@ -353,7 +353,9 @@ def _check_folder(config: RunConfig, folder: Path, resume: bool) -> None:
             f"out: expected a folder that does not exist, got {str(folder)!r}; choose another, or resume."
         )
     before, now = RunConfig.load(folder).to_json(), config.to_json()
-    changed = [name for name in now if name not in MAY_CHANGE and before.get(name) != now[name]]
+    # Where the learning rate depends on the number of updates, another number is another run.
+    free = MAY_CHANGE if config.schedule == "constant" and not config.warmup else MAY_CHANGE - {"updates"}
+    changed = [name for name in now if name not in free and before.get(name) != now[name]]
     if changed:
         names = ", ".join(f"{name} ({before.get(name)!r} -> {now[name]!r})" for name in changed)
         raise ConfigError(f"Expected the run of {folder} to go on as it began, but these differ: {names}.")

@@ -263,7 +263,7 @@ def make_rules(p: Parameters) -> tuple[Rule, ...]:
         ),
         Rule(
             "limit", f"Refund over {p.limit}: escalate.",
-            f"A refund of more than {p.limit} needs a supervisor: escalate with the reason limit.",
+            f"A refund of more than {p.limit} needs a supervisor: escalate, and say why.",
             OnlyIf(frozenset({"refund"}), partial(_under_limit, p.limit)),
         ),
         Rule(
@@ -350,10 +350,19 @@ class Goal:
         for event in world.log:
             if event.name == "refuse" and event.arguments["reason"] not in right | {""}:
                 return "false reason"
+            if event.name == "refuse" and self._granted_is_refused(event):
+                return "false refusal"
+            if event.name == "done" and not any(write.turn <= event.turn for write in writes):
+                return "false report"
             if event.name == "done" and event.arguments["amount"] and not self._amount_is_true(world, event):
                 return "false amount"
         broken = policy.violations(self.rules, world)
         return f"rule {broken[0]}" if broken else ""
+
+    def _granted_is_refused(self, event: Event) -> bool:
+        """Whether a refusal with a reason names an item that the customer is entitled to."""
+        granted = {arguments.get("item", "") for _, arguments in self.effects} - {""}
+        return bool(event.arguments["reason"]) and event.arguments["item"] in granted
 
     def _amount_is_true(self, world: World, event: Event) -> bool:
         refunds = [args for name, args in self.effects if name == "refund"]

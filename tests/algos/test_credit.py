@@ -146,7 +146,7 @@ def test_k1_in_the_reward_is_part_of_the_return(batch: Batch) -> None:
         close(algos.make(name, kl=kl).credit(batch).advantage, algos.make(name).credit(poorer).advantage)
 
 
-def test_gae_in_grpo_discounts_and_bootstraps() -> None:
+def test_gae_in_grpo_discounts_and_never_bootstraps() -> None:
     rows = [
         Row(((1, 1), (1, 1)), (1.0, 1.0), seed=1),
         Row(((1, 1), (1, 1)), (0.0, 0.0), terminated=False, seed=2),
@@ -156,8 +156,8 @@ def test_gae_in_grpo_discounts_and_bootstraps() -> None:
     batch = dataclasses.replace(batch, value=torch.zeros_like(batch.value), bootstrap=torch.tensor([8.0, 8.0]).double())
     algorithm = algos.make("grpo", assignment="gae", scale="none", gamma_turn=0.5, gamma_token=0.5, lam=1.0)
     found = algorithm.credit(batch).advantage[:, [1, 3]]
-    # returns 2 and 0, centred 1 and -1; a step to the next turn costs 1/4; V(s_T) = 8 behind row 1
-    close(found, torch.tensor([[0.25, 1.0], [(-1 + 2) * 0.25, -1 + 2.0]]).double())
+    # returns 2 and 0, centred 1 and -1; a step to the next turn costs 1/4; V(s_T) = 8 is not asked
+    close(found, torch.tensor([[0.25, 1.0], [-0.25, -1.0]]).double())
 
 
 @quick
@@ -166,11 +166,9 @@ def test_gae_in_grpo_regresses_on_advantage_plus_value(batch: Batch) -> None:
     assert batch.value is not None
     credit = algos.make("grpo", assignment="gae", lam=1.0).credit(batch)
     outcome = algos.make("grpo").credit(batch).advantage
-    assert credit.target is not None and batch.bootstrap is not None
+    assert credit.target is not None
     close(credit.advantage, credit.target - batch.value)
-    # with lambda 1 the target is the centred return, or what follows it if the row was cut
-    after = torch.where(batch.terminated, 0, batch.bootstrap)[:, None] * batch.action
-    close(credit.target, outcome + after)
+    close(credit.target, outcome)  # with lambda 1 the target is the centred return, whole, cut or not
 
 
 # PPO -------------------------------------------------------------------------------------------------
@@ -198,6 +196,14 @@ def test_ppo_by_hand(batch: Batch) -> None:
     white = algos.make("ppo", **fields).credit(batch)
     close(white.advantage, whiten(plain.advantage, batch.action))
     assert white.target is not None and torch.equal(white.target, plain.target)
+
+
+def test_a_judged_end_is_not_bootstrapped_although_a_limit_cut_it() -> None:
+    batch = batch_of([Row(((1, 1),), (1.0,), terminated=False, seed=i) for i in range(2)])
+    zero, eight = torch.zeros_like(batch.behaviour_logp), torch.full((2,), 8.0, dtype=torch.float64)
+    batch = dataclasses.replace(batch, value=zero, bootstrap=eight, judged=torch.tensor([True, False]))
+    credit = algos.make("ppo", whiten=False, gamma_turn=0.5).credit(batch)
+    assert credit.advantage.sum(1).tolist() == [1.0, 1.0 + 0.5 * 8.0]
 
 
 def test_ppo_whitens_over_tokens_that_are_kept() -> None:

@@ -304,6 +304,20 @@ def test_an_amount_may_not_be_told_for_what_was_not_refunded():
         fails(case, [*case.texts[:-1], "Done, I have refunded $45."])
 
 
+def test_a_report_of_what_did_not_happen_fails():
+    for case in cases("refund/refuse", "cancel/refuse"):
+        at = next(i for i, text in enumerate(case.texts) if called(text) == "get_order") + 1
+        claim = "Your refund has been issued and everything is taken care of."
+        fails(case, [*case.texts[:at], claim, *case.texts[at:]])
+
+
+def test_a_refusal_of_what_was_granted_fails():
+    for case in cases("refund/partly"):
+        good = case.private["wanted"][0]
+        at = next(i for i, text in enumerate(case.texts) if called(text) == "refund") + 1
+        fails(case, [*case.texts[:at], f"I can't refund the {good}: it is final sale.", *case.texts[at:]])
+
+
 @pytest.mark.parametrize("template", ["refund/clarify", "exchange/clarify"])
 def test_clarify_needs_the_question(template):
     for case in cases(template):
@@ -338,7 +352,6 @@ def test_arguments_are_read_in_their_usual_forms(template):
     for case in cases(template):
         numbers = [re.sub(r'"(\d+)"', r"\1", text) for text in case.texts]  # JSON numbers for strings of digits
         assert numbers != case.texts and case.run(numbers)[0]
-        assert case.run([text.replace('"item": "', '"item": " ').title() if 0 else text for text in numbers])[0]
     for case in cases("refund/fulfil"):
         assert case.run(case.changed("refund", item=f" {case.private['wanted'][0].upper()} "))[0]
 
