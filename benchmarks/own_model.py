@@ -1,7 +1,9 @@
 """Trains a real pretrained model for a few updates: ``python -m benchmarks.own_model``.
 
 Shows that ``--model FOLDER`` takes any causal language model: two GRPO updates of SmolLM2-135M-Instruct on a few
-conversations with full instructions, on a CPU, with what it took and whether the weights moved.
+conversations with full instructions, on a CPU, with what it took and whether the weights moved. The environment is
+TextBandit with a cost for each word, registered here under an id of its own: that is how a wrapped environment is
+trained on, and an untrained model gets returns that differ.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import gymnasium as gym
 import torch
 import tyro
 from rich.console import Console
@@ -21,6 +24,16 @@ from rich.table import Table
 from algos.policies.load import load_policy
 from algos.training.config import RunConfig
 from algos.training.train import train
+from convgym.wrappers import LengthCost
+
+CONCISE = "benchmarks/ConciseBandit-v0"
+gym.register(
+    CONCISE,
+    entry_point="convgym.scenarios.text_bandit:TextBandit",
+    kwargs={"instructions": "full", "max_turns": 2},
+    additional_wrappers=(LengthCost.wrapper_spec(cost=0.01, unit="word"),),
+    disable_env_checker=True,
+)
 
 
 @dataclass(frozen=True)
@@ -50,9 +63,9 @@ def measure(options: Options) -> dict[str, float]:
     loaded = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
         config = RunConfig(
-            env="convgym/TextBandit-v0", env_kwargs={"instructions": "full"}, algo="grpo",
+            env=CONCISE, algo="grpo",
             model=options.model, updates=options.updates,
-            episodes_per_update=options.episodes, group_size=4, lanes=options.episodes, max_turn_tokens=48,
+            episodes_per_update=options.episodes, group_size=4, lanes=options.episodes, max_turn_tokens=24,
             eval_episodes=options.episodes, threads=options.threads, device="cpu", tensorboard=False,
             out=options.out or str(Path(scratch) / "run"),
         )  # fmt: skip

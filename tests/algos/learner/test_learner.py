@@ -19,6 +19,7 @@ from algos.base import Algorithm, Batch, Minibatch, Scores
 from algos.learner import learner as learner_module
 from algos.learner.learner import Learner, LearnerConfig
 from algos.learner.scores import score
+from algos.maths.reductions import token_weights
 from algos.policies.load import Policy
 from algos.reinforce import Reinforce
 from algos.rollout.episodes import TokenEpisode, collate
@@ -84,6 +85,24 @@ def test_gradient_is_the_same_for_any_padding(
     monkeypatch.setattr(learner_module, "collate", padded)
     monkeypatch.setattr(Batch, "trimmed", lambda self: self)  # the padding really goes through the model
     assert_close(tight, gradients(learner_of(tiny_policy, algorithm, max_grad_norm=UNBOUND), episodes))
+
+
+@pytest.mark.parametrize("reduce", ["token", "seq", "const", "seq_sum", "prompt", "turn"])
+def test_gradient_is_that_of_the_weighted_loss(tiny_policy: Policy, reduce: str) -> None:
+    """The bargain with an algorithm, by hand: its own reduction, over the rows that it keeps."""
+    algorithm = algos.make("grpo", reduce=reduce, mask_truncated=True)
+    episodes = conversations(tiny_policy)
+    batch = collate(episodes)
+    credit = algorithm.credit(batch)
+    assert credit.keep is not None and 0 < int(credit.keep.sum()) < batch.size
+    policy = fresh(tiny_policy)
+    scores = score(policy.model, batch.tokens, batch.action)
+    whole = Minibatch.of(replace(batch, old_logp=scores.logp.detach()), credit)
+    loss = (token_weights(batch, credit.keep, algorithm.reduce) * algorithm.loss(scores, whole)[0]).sum()
+    named = dict(policy.model.named_parameters())
+    by_hand = {f"model.{name}": grad for name, grad in zip(named, torch.autograd.grad(loss, list(named.values())))}
+    learnt = gradients(learner_of(tiny_policy, algorithm, max_grad_norm=UNBOUND, micro_tokens=100), episodes)
+    assert_close({name: by_hand[name] for name in learnt}, learnt, 1e-5)
 
 
 @pytest.mark.parametrize("name", ["reinforce", "grpo", "ppo"])

@@ -27,7 +27,7 @@ from algos.policies.load import Policy, load_policy
 from algos.reinforce import Reinforce
 from algos.training.config import RunConfig
 from algos.training.evaluate import evaluate
-from algos.training.run import Run, shuffled_rewards
+from algos.training.run import Run, eval_requests, shuffled_rewards
 from algos.training.train import RunResult, train
 from convgym.errors import CheckpointError, ConfigError, ConvgymError, DivergedError, EnvError
 from tests.algos.learner.made import conversations
@@ -160,6 +160,20 @@ def test_algorithms_meet_the_same_conversations(model_folder: Path, tmp_path: Pa
         kept = ("step", "return", "tokens_per_episode", "turns", "score")
         first.append([{name: r[name] for name in kept} for r in history[:2]])
     assert first[0] == first[1] == first[2]
+
+
+def test_no_scenario_comes_twice_and_each_is_met_by_a_whole_group(model_folder: Path, tmp_path: Path) -> None:
+    run = Run(run_config(model_folder, tmp_path / "run"))
+    seen: list[int] = []
+    for _ in range(3):
+        episodes = run.collect()
+        run.log(episodes, run.update(episodes), rollout=1.0, update=1.0)
+        assert all(episode.version == run.step - 1 for episode in episodes)
+        seen += [episode.env_seed for episode in episodes]
+    assert set(Counter(seen).values()) == {4}
+    assert len(set(seen)) == 3 * 4
+    held_out = {request.env_seed for request in eval_requests(run.config.seed, 64, "val")}
+    assert held_out.isdisjoint(seen)
 
 
 def test_patience_stops_a_run_that_gets_no_better(model_folder: Path, tmp_path: Path) -> None:
