@@ -65,12 +65,15 @@ def play(env: Positional[str], seed: int = 0, env_field: EnvFields = NO_FIELDS) 
     Args:
         env: Environment id.
         seed: Which scenario and user.
-        env_field: Settings of the environment, e.g. difficulty=3 instructions=full.
+        env_field: Settings of the environment, e.g. difficulty=3 instructions=brief.
     """
     from algos.training.envs import make_env
+    from convgym.tools import format_call
 
-    world = make_env(env, env_field)
+    world = make_env(env, {"instructions": "full", **env_field})
     obs, info = world.reset(seed=seed)
+    call = format_call("get_order", {"order": "4821"})
+    print(f"You are the agent. Speak, or call a tool, for example {call}; Ctrl-D leaves.")
     try:
         _converse(world, obs, info, lambda obs, info: input("you: "), echo=False)
     except EOFError:

@@ -25,7 +25,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from benchmarks import oracle, pool, provenance, results, suites
-from convgym.errors import ConvgymError
+from convgym.errors import ConfigError, ConvgymError
 
 INTERRUPTED = 130  # the shell's exit code for Ctrl-C
 
@@ -64,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def compare(options: Options, console: Console, *, command: str) -> int:
     """Runs what is not done, then writes the reports and prints the ranking."""
+    if options.jobs < 1:
+        raise ConfigError(f"--jobs: expected at least 1, got {options.jobs}.")
     suite = suites.get(options.suite).select(seeds=options.seeds, envs=options.envs, algos=options.algos)
     out = options.out or Path("runs") / suite.name
     if not options.report_only:

@@ -1,7 +1,7 @@
 """Everything about speed in one command: ``python -m benchmarks.speed --write docs/benchmarks/throughput.md``.
 
-Environments, decoding, one update of each algorithm, and the founding package's work, measured in one run with
-one thread, in CPU seconds of this process: wall time on a shared machine says more about the neighbours. The
+Environments, decoding, one update of each algorithm, and the benchmark work of stateset-agents, measured in one run
+with one thread, in CPU seconds of this process: wall time on a shared machine says more about the neighbours. The
 figures go into the page between its markers and, as JSON, beside it.
 """
 
@@ -29,8 +29,8 @@ from algos.policies.load import load_policy
 from algos.rollout.collect import Collector, group_requests
 from benchmarks import provenance
 from benchmarks.env_speed import measure_envs
-from benchmarks.founding_work import Options as FoundingOptions
-from benchmarks.founding_work import measure as measure_founding_work
+from benchmarks.stateset_work import Options as StatesetOptions
+from benchmarks.stateset_work import measure as measure_stateset_work
 from benchmarks.suites import CUSTOMER_SERVICE, GRPO, PPO, REINFORCE, SLOT_FILLING, Entry, EnvSpec
 from benchmarks.throughput import LANES, decode_rates
 from convgym.errors import ConfigError
@@ -84,7 +84,7 @@ def measure() -> dict[str, Any]:
         "parameters": sum(p.numel() for p in policy.model.parameters()),
         "decode": {name: dict(rates) for name, rates in decode_rates(policy, LANES, 150, 100, 3).items()},
         "updates": updates,
-        "founding_work": measure_founding_work(FoundingOptions()),
+        "stateset_work": measure_stateset_work(StatesetOptions()),
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
 
@@ -97,7 +97,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def render(found: dict[str, Any]) -> str:
     """The figures as Markdown."""
-    decode, work, machine = found["decode"], found["founding_work"], found["machine"]
+    decode, work, machine = found["decode"], found["stateset_work"], found["machine"]
     envs = [
         (r["env"], f"{r['steps_per_second']:,.0f}", f"{r['reset_us']:.0f}", f"{r['step_us']:.1f}",
          f"{r['single_us']:.1f}", f"{r['vector_us']:.1f}")
@@ -125,7 +125,7 @@ def render(found: dict[str, Any]) -> str:
             table(("lanes", *decode, "engine / generate"), decoding),
             "**One iteration** of the quick suite, 64 conversations, CPU seconds:",
             table(("environment, algorithm", "tokens", "sampled", "rollout", "update"), updates),
-            "**The founding package's work** (`benchmarks/founding_work.py`: 8 conversations x 3 turns x 32 "
+            "**The benchmark work of stateset-agents** (`benchmarks/stateset_work.py`: 8 conversations x 3 turns x 32 "
             f"tokens, {work['parameters'] / 1e6:.2f}M parameters): rollout {work['rollout_cpu_seconds']:.2f} CPU-s "
             f"({work['tokens_per_cpu_second']:,.0f} tokens/s), update {work['update_cpu_seconds']:.2f} CPU-s.",
         )
@@ -134,7 +134,7 @@ def render(found: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Options:
-    """Measures environments, decoding, updates and the founding package's work."""
+    """Measures environments, decoding, updates and the benchmark work of stateset-agents."""
 
     write: Path | None = None
     """Page whose figures are replaced; the JSON goes beside it."""

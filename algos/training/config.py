@@ -15,10 +15,11 @@ from tyro.conf import arg
 from tyro.constructors import PrimitiveConstructorSpec
 
 import algos
+from convgym.core import SPLITS
 from convgym.errors import ConfigError, UnknownNameError
 
 PROFILES: dict[str, dict[str, Any]] = {
-    # For pretrained models. What the founding guide accumulates are groups: an update is `accumulation` of
+    # For pretrained models. Gradient accumulation counts groups: an update is `accumulation` of
     # them.
     "conservative": {
         "learning_rate": 1e-6,
@@ -62,7 +63,7 @@ PROFILE_FIELDS: dict[str, dict[str, Any]] = {
 }
 LEARNING_RATES: dict[str, tuple[float, float]] = {
     # model: (policy, critic); any other model is taken for a pretrained one
-    "nano": (5e-4, 2e-3),
+    "nano": (2.5e-4, 1e-3),  # twice as much wins first and collapses later: docs/lab-log.md
     "micro": (5e-4, 2e-3),
     "mini": (3e-4, 1e-3),
 }
@@ -117,7 +118,7 @@ class RunConfig:
     algo_fields: Annotated[Fields, arg(name="algo-field")] = field(default_factory=dict)
     """Settings of the algorithm, e.g. high=0.28 kl.beta=0.05; its published setting by default."""
     model: str = "nano"
-    """Embedded checkpoint (nano, micro, mini), or the folder of a Hugging Face causal language model."""
+    """Embedded checkpoint (nano), smollm2-135m, or the folder of a Hugging Face causal language model."""
     init: int = 0
     """Which of an embedded checkpoint's initialisations to start from."""
     seed: int = 0
@@ -187,7 +188,7 @@ class RunConfig:
     wandb: str | None = None
     """Weights & Biases project to log to."""
     quiet: bool = False
-    """Print nothing."""
+    """Print no progress."""
     threads: int = 1
     """Torch threads; more than one pays from about 100M parameters."""
     device: Literal["auto", "cpu"] = "auto"
@@ -212,6 +213,11 @@ class RunConfig:
             )
         if self.algo not in algos.names():
             raise UnknownNameError.of("algorithm", self.algo, algos.names())
+        if self.algo == "bc":
+            raise ConfigError(
+                "algo: 'bc' imitates demonstrations, and a run has none; give them to a Learner, as "
+                "docs/algorithms/bc.md and benchmarks/pretrain.py do, or choose another algorithm."
+            )
         if self.algo_fields or self.group_size == 1:  # else nothing can be wrong, and torch stays out
             algorithm = algos.make(self.algo, **self.algo_fields)
             if "group" in algorithm.needs and self.group_size == 1:
@@ -332,6 +338,7 @@ _RULES: dict[str, tuple[Any, str]] = {
     "max_failures": (lambda v: 0 <= v <= 1, "a share in [0, 1]"),
     "schedule": _one_of("constant", "linear", "cosine"),
     "critic": _one_of("shared", "detached", "own"),
+    "eval_split": _one_of(*SPLITS),
     "precision": _one_of("auto", "fp32", "bf16", "fp16"),
     "control": _one_of("none", "shuffled_rewards"),
     "device": _one_of("auto", "cpu"),
@@ -361,8 +368,13 @@ def from_args(args: Sequence[str], prog: str | None = None) -> tuple[RunConfig, 
     front.add_argument("--resume", action="store_true")
     known, _ = front.parse_known_args(args)
     default = RunConfig.profile(known.profile, algo=known.algo) if known.profile else RunConfig()
-    if known.resume and (Path(known.out) / "config.json").exists():
-        default = RunConfig.load(known.out)  # a run goes on as it began; nobody need repeat its options
+    if known.resume:  # a run goes on as it began; nobody need repeat its options
+        if not known.out or not (Path(known.out) / "config.json").exists():
+            raise ConfigError(
+                f"resume: expected --out with the folder of a run, got {known.out!r}; name it, or leave out --resume "
+                "to begin a new one."
+            )
+        default = RunConfig.load(known.out)
 
     def train(
         config: Annotated[RunConfig, arg(name="")] = default,

@@ -24,11 +24,14 @@ def make_env(env: str, settings: Mapping[str, Any]) -> gym.Env[str, str]:
         ConfigError: If it has no such setting, or refuses its value.
     """
     try:
-        return gym.make(env, **settings)
+        made = gym.make(env, **settings)
     except gym.error.UnregisteredEnv as error:
         raise UnknownNameError.of("environment", env, ENVIRONMENTS) from error
-    except (gym.error.Error, TypeError) as error:
+    except (gym.error.Error, TypeError, ImportError) as error:
         raise ConfigError(f"{env} cannot be made with {dict(settings)}: {error}.") from error
+    if not isinstance(made.action_space, gym.spaces.Text):
+        raise ConfigError(f"env: expected a conversation, whose actions are text; {env} takes {made.action_space}.")
+    return made
 
 
 def make_envs(env: str, lanes: int, settings: Mapping[str, Any]) -> ConversationVectorEnv:

@@ -11,6 +11,7 @@ from algos.rollout.collect import Collector
 from algos.training.config import RunConfig
 from algos.training.envs import make_envs
 from algos.training.run import eval_requests, no_progress_bars, sample, summary
+from convgym.core import SPLITS, expect
 from convgym.errors import ConfigError, EnvError
 
 
@@ -50,6 +51,7 @@ def evaluate(
         EnvError: If all conversations broke.
     """
     config = RunConfig.load(folder)
+    expect("split", split or config.eval_split, SPLITS)
     if episodes < 1:
         raise ConfigError(f"episodes: expected at least 1, got {episodes}.")
     no_progress_bars()

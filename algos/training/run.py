@@ -263,7 +263,7 @@ class Run:
             raise EnvError(
                 f"Expected at most {self.config.max_failures:.0%} of the conversations to break; "
                 f"{len(failures)} of {asked} did. All tracebacks are in {self.folder / 'failures.jsonl'}; "
-                f"the first:\n{failures[0].error}"
+                f"the first: {failures[0].error.strip().splitlines()[-1]}"
             )
 
     def _tick(self) -> None:
@@ -344,7 +344,7 @@ def _check_folder(config: RunConfig, folder: Path, resume: bool) -> None:
     """Refuses a folder that is taken, and to go on with another run than the one begun."""
     if config.wandb is not None and find_spec("wandb") is None:
         raise ConfigError(
-            "wandb: expected the package to be installed; `pip install convgym[wandb]`, or leave it out."
+            "wandb: expected the package to be installed; `pip install wandb`, or leave it out."
         )
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
@@ -366,9 +366,12 @@ def _open_folder(config: RunConfig, folder: Path) -> None:
     run."""
     if not (folder / "config.json").exists():
         temporary = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
-        temporary.mkdir(parents=True)
-        _write(temporary / "config.json", config.to_json())
-        os.rename(temporary, folder)
+        try:
+            temporary.mkdir(parents=True)
+            _write(temporary / "config.json", config.to_json())
+            os.rename(temporary, folder)
+        except OSError as error:
+            raise ConfigError(f"out: expected a folder that can be made, got {str(folder)!r} ({error}).") from error
     _write(folder / "config.json", config.to_json())
     (folder / "result.json").unlink(missing_ok=True)
 

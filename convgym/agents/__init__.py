@@ -88,7 +88,10 @@ def make(name: str, env: gym.Env[str, str], *, seed: int = 0) -> Agent:
     Raises:
         UnknownNameError: If there is no such agent.
     """
-    family = import_module(_FAMILIES[type(env.unwrapped).__name__])
+    scenario = type(env.unwrapped).__name__
+    if scenario not in _FAMILIES:
+        raise UnknownNameError.of("scenario with scripted agents", scenario, _FAMILIES)
+    family = import_module(_FAMILIES[scenario])
     rng = random.Random(derive_seed(seed, "agent", name))
     table: dict[str, Callable[[], Agent]] = {
         "always-refuse": partial(Fixed, "Sorry, I can't do that, it is final sale."),

@@ -81,7 +81,7 @@ def test_defaults_that_depend_are_written_out() -> None:
     assert RunConfig(learning_rate=0.1, out="x").resolved().learning_rate == 0.1
 
 
-PROMISED = {  # the founding guide: learning rate, group, accumulation, norm, warm-up, evaluation, adjusts, patience
+PROMISED = {  # the profiles: learning rate, group, accumulation, norm, warm-up, evaluation, adjusts, patience
     "conservative": (1e-6, 32, 8, 0.5, 0.2, 25, True, 30),
     "balanced": (5e-6, 16, 4, 1.0, 0.1, 50, True, None),
     "aggressive": (1e-5, 8, 2, 2.0, 0.05, 100, False, None),

@@ -1,4 +1,4 @@
-"""The founding package's benchmark work, done by this one: ``python -m benchmarks.founding_work``.
+"""The benchmark work of stateset-agents, done by this one: ``python -m benchmarks.stateset_work``.
 
 One scripted scenario, 8 conversations x 3 agent turns x exactly 32 sampled tokens, a randomly initialised Llama of
 about 3.3M parameters (4 layers x 256, 4 heads, no sharing of key-value heads) in float32 on one thread: a rollout
@@ -78,7 +78,7 @@ class ScriptedUser(gym.Env[str, str]):
 
 @dataclass(frozen=True)
 class Options:
-    """Measures a rollout and an update on the founding package's work."""
+    """Measures a rollout and an update on the benchmark work of stateset-agents."""
 
     episodes: int = 8
     """Conversations in the group."""
@@ -94,7 +94,7 @@ def make_benchmark_policy() -> Policy:
     """The model of the work, which never ends a turn of its own accord."""
     texts = [f"{a}. {b}." for a, b in itertools.product(SENTENCES, SENTENCES)] + list(USER)
     tokenizer = train_tokenizer(texts, SHAPE.vocab)
-    policy = make_policy(new_model(SHAPE, tokenizer), tokenizer, name="founding-work")
+    policy = make_policy(new_model(SHAPE, tokenizer), tokenizer, name="stateset-work")
     return dataclasses.replace(policy, eos_ids=frozenset())
 
 
