@@ -78,13 +78,13 @@ def test_a_comparison_is_interrupted_resumed_and_reported(
     first = {
         path: path.read_bytes() for path in out.rglob(pool.RECORD) if pool.read_json(path)["status"] == "done"
     }
-    assert len(first) == 1
+    assert len(first) in (1, 2)  # the run that was live may have come to its end while it was asked to stop
     assert not (out / "report.html").exists()
 
     # the same command, with another learning rate for one entry: what is done stays, the rest is made
     done = subprocess.run(command(rate=2e-3), capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "3 runs, 1 done before, 2 to do." in done.stdout
+    assert f"3 runs, {len(first)} done before, {3 - len(first)} to do." in done.stdout
     assert all(path.read_bytes() == content for path, content in first.items())
 
     loaded = results.load(out)
@@ -94,7 +94,7 @@ def test_a_comparison_is_interrupted_resumed_and_reported(
     assert rows["again"].final == rows["grpo"].final
     assert rows["reinforce"].start == rows["grpo"].start  # common random numbers
     assert rows["reinforce"].final_greedy.episodes == 8
-    assert [session["runs"] for session in loaded.provenance["sessions"]] == [1, 2]
+    assert [session["runs"] for session in loaded.provenance["sessions"]] == [1, 3 - len(first)]
     checks = {check.name: check.passed for check in report.build(out).analysis.checks}
     assert checks["All entries share one start"] is True
     assert checks["The oracle solves every environment"] is True

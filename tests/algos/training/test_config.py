@@ -74,7 +74,7 @@ def test_it_is_frozen_and_survives_json(tmp_path: Path) -> None:
 def test_defaults_that_depend_are_written_out() -> None:
     nano, other = RunConfig(device="cpu").resolved(), RunConfig(model="/some/folder", device="cpu").resolved()
     assert nano.learning_rate is not None and other.learning_rate is not None
-    assert nano.learning_rate == pytest.approx(100 * other.learning_rate)
+    assert nano.learning_rate == pytest.approx(50 * other.learning_rate)
     assert nano.precision == "fp32"
     assert nano.out == "runs/CustomerService-v0/grpo-0"
     assert nano.resolved() == nano
