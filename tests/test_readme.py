@@ -13,10 +13,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-SNIPPETS = [
-    pytest.param(code, id=f"{page.relative_to(ROOT)}-{i}")
+FENCED = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+SNIPPETS = [  # the snippets of a page build on one another, as a reader would run them
+    pytest.param("\n".join(found), id=str(page.relative_to(ROOT)))
     for page in PAGES
-    for i, code in enumerate(re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL))
+    if (found := FENCED.findall(page.read_text("utf-8")))
 ]
 SPOKEN = re.compile(
     r"(?:convgym (?:list|show|play|train|evaluate|compare)|python -m (?:benchmarks|algos)\.[\w.]+)[^\n`#|]*"
@@ -29,7 +30,7 @@ def test_readme_is_short() -> None:
 
 
 @pytest.mark.parametrize("code", SNIPPETS)
-def test_snippet_runs(code: str, tmp_path: Path) -> None:
+def test_snippets_run(code: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
