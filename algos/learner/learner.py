@@ -26,6 +26,7 @@ from algos.learner.checkpoint import Checkpoint, fill_tensors, tensors_of
 from algos.learner.faults import NanGuard, is_out_of_memory, sound
 from algos.learner.optimiser import Schedule, learning_rate_factor, parameter_groups
 from algos.learner.scores import linear_head, recomputing, score
+from algos.maths.advantages import clean_rewards, group_report
 from algos.maths.reductions import token_weights
 from algos.policies.critic import Critic, Trunk, new_critic
 from algos.policies.load import Policy
@@ -457,6 +458,5 @@ def _agreement(apart: Tensor) -> dict[str, Tensor]:
 
 def _informative(batch: Batch) -> float:
     """Share of groups whose returns differ: the others teach a group-relative algorithm nothing."""
-    returns = batch.reward.sum(1)
-    groups = [returns[batch.group == g] for g in torch.unique(batch.group)]
-    return sum(bool(group.min() < group.max()) for group in groups) / len(groups)
+    reward, valid = clean_rewards(batch.reward, batch.n_turns)
+    return group_report(reward.sum(1), batch.group, valid)["informative_groups"]
