@@ -14,21 +14,24 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from inspect import Parameter, signature
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 from zlib import crc32
 
 import numpy as np
 
-from convgym.errors import ConfigError, EnvError, UnknownNameError
+from convgym.errors import ConfigError, EnvError, InfrastructureError, UnknownNameError
 from convgym.rules import Rule, violations
 from convgym.seeding import OwnStreams, Streams, derive_seed
 from convgym.spaces import Utterance
 from convgym.tools import Malformed, Tool, parse_call, run_tool
-from convgym.types import EndReason, Event, Heard, Message, Outcome, Turn
+from convgym.types import Act, EndReason, Event, Heard, Message, Outcome, Turn
 from convgym.users.base import User
+from convgym.users.families import FAMILIES, dress
 from convgym.world import World
 
-__all__ = ["SPLITS", "ConversationEnv", "Split", "Task"]
+__all__ = ["SPLITS", "ConversationEnv", "Split", "Task", "values_of"]
+
+Value = TypeVar("Value")
 
 Split = Literal["train", "val", "test_goal", "test_language", "test_composition", "test_user"]
 SPLITS: tuple[str, ...] = get_args(Split)
@@ -51,7 +54,12 @@ class Task:
         judge: ``judge(world) -> Outcome``; may be called at any turn.
         turn_reward: ``turn_reward(world, start, ended) -> {term: value}`` for the events from index ``start`` on;
             None where only the end is rewarded.
+        exact: ``exact(world)`` -> the optimal value ``v`` of the state and ``q`` of each canned act, by dynamic
+            programming; micro environments only.
+        canned: Complete agent messages, in the order of the class's ``canned_acts``: the discrete actions of
+            agents that do not write; () where there are none.
         privileged: What only oracles and audits may see.
+        secrets: Strings that may stand neither in the user's opening nor, messages aside, in any info.
     """
 
     template: str
@@ -63,7 +71,10 @@ class Task:
     understand: Callable[[str], Heard]
     judge: Callable[[World], Outcome]
     turn_reward: Callable[[World, int, bool], dict[str, float]] | None = None
+    exact: Callable[[World], Mapping[str, Any]] | None = None
+    canned: Sequence[str] = ()
     privileged: Mapping[str, Any] = field(default_factory=dict)
+    secrets: Sequence[str] = ()
 
     def fork(self) -> Task:
         """Returns a continuation that shares what never changes."""
@@ -77,6 +88,7 @@ class _Episode:
     task: Task
     streams: Streams
     opening: tuple[Message, ...]
+    acts: tuple[Act, ...] = ()  # behind the user's opening
     turns: list[Turn] = field(default_factory=list)
     characters: int = 0
     end: EndReason | None = None
@@ -96,14 +108,22 @@ class ConversationEnv(OwnStreams):
     """A conversation as a Gymnasium environment; a subclass is a scenario family.
 
     Observation: all text that is new to the agent, at reset the instructions and the user's opening. Action:
-        one
-    agent message, any string. ``info["messages"]`` holds the same news as chat messages. See
+    one agent message, any string. ``info["messages"]`` holds the same news as chat messages. See
     ``docs/concepts/environments.md``.
+
+    A subclass names, beside :meth:`draw`:
+
+    ``default_max_turns``: agent messages before the conversation is cut; ``ceiling``: the mean return that no
+    exploiter may exceed, as a share of the best possible; ``by_class``: whether that holds for the worst of
+    the classes of templates (the part of the name before ``/``), where each cheat is right in one of them;
+    ``canned_acts`` and ``user_acts``: the vocabularies of the acts wrapper, () where it does not apply.
 
     Args:
         split: Which seeds, wordings and people are met; a name in :data:`SPLITS`.
         difficulty: 1 to 5, turns the scenario's one knob.
-        user: The user family; ``"agenda"``.
+        user: The user family: ``"agenda"`` (the scenario's own), ``"stochastic"`` (other habits),
+            ``"llm"`` (the words are a language model's) or ``"cassette"`` (a recorded ``llm`` user).
+        user_options: Settings of the family, see :mod:`convgym.users.families`.
         max_turns: Agent messages before the conversation is cut; None for the scenario's default.
         instructions: ``"brief"`` (a few dozen tokens) or ``"full"`` (prose and JSON schemas) of the same
             rules.
@@ -117,6 +137,10 @@ class ConversationEnv(OwnStreams):
 
     metadata: dict[str, Any] = {"render_modes": ["ansi", "human"], "render_fps": 1}
     default_max_turns: ClassVar[int] = 12
+    ceiling: ClassVar[float] = 0.05
+    by_class: ClassVar[bool] = False
+    canned_acts: ClassVar[tuple[str, ...]] = ()
+    user_acts: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -124,6 +148,7 @@ class ConversationEnv(OwnStreams):
         split: Split = "train",
         difficulty: int = 2,
         user: str = "agenda",
+        user_options: Mapping[str, Any] | None = None,
         max_turns: int | None = None,
         instructions: Literal["brief", "full"] = "brief",
         reveal: bool = False,
@@ -135,13 +160,14 @@ class ConversationEnv(OwnStreams):
         limit = self.default_max_turns if max_turns is None else max_turns
         expect("split", split, SPLITS)
         expect("difficulty", difficulty, (1, 2, 3, 4, 5))
-        expect("user", user, ("agenda",))
+        expect("user", user, FAMILIES)
         expect("instructions", instructions, ("brief", "full"))
         expect("render_mode", render_mode, (None, *self.metadata["render_modes"]))
         if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
             got = f"got {max_turns!r}; leave it out for the default."
             raise ConfigError(f"max_turns: expected an integer of at least 1, {got}")
         self.split, self.difficulty, self.style = split, difficulty, instructions
+        self.user, self.user_options = user, dict(user_options or {})
         self.max_turns, self.reveal, self.render_mode = limit, bool(reveal), render_mode
         self.observation_space = Utterance()
         self.action_space = Utterance()
@@ -191,9 +217,12 @@ class ConversationEnv(OwnStreams):
             derive_seed(_seed(options, "user_seed", root), "user", split),
         )
         task = self.draw(streams, split, options.get("scenario"))
-        opening = (Message("system", task.instructions), Message("user", task.user.open(streams).text))
+        if self.user != "agenda" or split == "test_user":
+            task.user = dress(task.user, self.user, self.user_options, split, streams)
+        said = task.user.open(streams)
+        opening = (Message("system", task.instructions), Message("user", said.text))
         self._root, self._episodes = first, number + 1
-        self._episode = episode = _Episode(task, streams, opening)
+        self._episode = episode = _Episode(task, streams, opening, said.acts)
         if self.render_mode == "human":
             self.render()
         news = f"{task.instructions}\n\n{_as_text(opening[1:])}"
@@ -261,9 +290,15 @@ class ConversationEnv(OwnStreams):
         """
         return self._open().task.judge(self._open().task.world).score
 
-    def privileged(self) -> Mapping[str, Any]:
-        """Returns what only oracles and audits may see."""
-        return self._open().task.privileged
+    def privileged(self) -> dict[str, Any]:
+        """Returns what only oracles and audits may see; micro environments add the exact ``v`` and ``q`` now."""
+        task = self._open().task
+        return {**task.privileged, **(task.exact(task.world) if task.exact is not None else {})}
+
+    def heard_acts(self) -> tuple[Act, ...]:
+        """Returns the acts behind the user's latest words; () after a tool spoke."""
+        episode = self._open()
+        return episode.turns[-1].acts if episode.turns else episode.acts
 
     @property
     def task(self) -> Task:
@@ -313,9 +348,12 @@ class ConversationEnv(OwnStreams):
         for act in heard.acts:
             if act.name in CLAIMS:
                 task.world.log.append(Event(index, act.name, act.slots))
-        reply = task.user.respond(heard, task.world, index, episode.streams)
+        try:
+            reply = task.user.respond(heard, task.world, index, episode.streams)
+        except InfrastructureError:
+            return Turn(action, None, heard, ()), EndReason.INFRASTRUCTURE
         messages = (Message("user", reply.text),) if reply.text else ()
-        return Turn(action, None, heard, messages), reply.end
+        return Turn(action, None, heard, messages, reply.acts), reply.end
 
     def _info(
         self,
@@ -337,7 +375,8 @@ class ConversationEnv(OwnStreams):
             score = float(outcome.score)
             info |= {"end_reason": episode.end.value, "success": outcome.success, "score": score}
         if self.reveal:
-            info["privileged"] = dict(episode.task.privileged)
+            task = episode.task
+            info["privileged"] = {**task.privileged, **(task.exact(task.world) if task.exact else {})}
         return info
 
 
@@ -348,6 +387,12 @@ def _as_text(messages: Sequence[Message]) -> str:
 def _shown(message: Message) -> str:
     """One message for people: further lines are indented, so that none looks like another message."""
     return f"{message.role}: {printable(message.content)}".replace("\n", "\n    ")
+
+
+def values_of(pool: Sequence[Value], split: str) -> Sequence[Value]:
+    """Returns the names that a split may use: the last 15 % of a pool are met only in ``test_goal``."""
+    held = max(1, round(0.15 * len(pool)))
+    return pool[-held:] if split == "test_goal" else pool[:-held]
 
 
 def _settings(env: type) -> set[str]:

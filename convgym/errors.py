@@ -56,5 +56,13 @@ class EnvError(ConvgymError):
     """A misuse of an environment, e.g. stepping before the first reset."""
 
 
+class PackError(ConvgymError):
+    """A scenario pack that cannot be played; says file, field and line."""
+
+
+class InfrastructureError(ConvgymError):
+    """A remote user or judge that failed for good: the episode says nothing about the agent, and is not counted."""
+
+
 class DivergedError(ConvgymError):
     """Training produced NaN or infinite numbers several times in a row."""

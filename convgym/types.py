@@ -127,9 +127,11 @@ class Turn(NamedTuple):
         call: The tool call in it, if it was one.
         heard: What the user understood, if it was speech.
         replies: Messages that followed, already with their roles.
+        acts: The acts behind the user's words; () where a tool answered.
     """
 
     action: str
     call: ToolCall | None
     heard: Heard | None
     replies: tuple[Message, ...]
+    acts: tuple[Act, ...] = ()

@@ -15,16 +15,10 @@ from typing import Any, Protocol
 import gymnasium as gym
 
 from convgym.errors import UnknownNameError
+from convgym.registration import ENVIRONMENTS
 from convgym.seeding import derive_seed
 
 __all__ = ["Agent", "Fixed", "RandomWords", "make", "names"]
-
-_FAMILIES = {
-    # class of the environment: module with ORACLE, GREEDY and CLERK classes
-    "CustomerService": "convgym.agents.customer_service",
-    "SlotFilling": "convgym.agents.slot_filling",
-    "TextBandit": "convgym.agents.text_bandit",
-}
 
 
 class Agent(Protocol):
@@ -88,10 +82,7 @@ def make(name: str, env: gym.Env[str, str], *, seed: int = 0) -> Agent:
     Raises:
         UnknownNameError: If there is no such agent.
     """
-    scenario = type(env.unwrapped).__name__
-    if scenario not in _FAMILIES:
-        raise UnknownNameError.of("scenario with scripted agents", scenario, _FAMILIES)
-    family = import_module(_FAMILIES[scenario])
+    family = _family(env)
     rng = random.Random(derive_seed(seed, "agent", name))
     table: dict[str, Callable[[], Agent]] = {
         "always-refuse": partial(Fixed, "Sorry, I can't do that, it is final sale."),
@@ -104,3 +95,13 @@ def make(name: str, env: gym.Env[str, str], *, seed: int = 0) -> Agent:
     if name not in table:
         raise UnknownNameError.of("agent", name, table)
     return table[name]()
+
+
+def _family(env: gym.Env[str, str]) -> Any:
+    """The module of a scenario's own agents, which is named like the scenario's module."""
+    name = type(env.unwrapped).__module__.rpartition(".")[2]
+    try:
+        return import_module(f"convgym.agents.{name}")
+    except ModuleNotFoundError:
+        known = [entry.partition(":")[0].rpartition(".")[2] for entry, _ in ENVIRONMENTS.values()]
+        raise UnknownNameError.of("scenario with scripted agents", name, known) from None

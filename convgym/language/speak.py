@@ -21,7 +21,7 @@ Bank = Mapping[str, tuple[str, ...]]
 
 @cache
 def load_bank(family: str, speaker: str) -> Bank:
-    """Loads the templates of a scenario family.
+    """Loads the templates of a scenario family; ``common`` has what every speaker says.
 
     Args:
         family: Name of a file in ``convgym/language/templates``.
@@ -32,7 +32,8 @@ def load_bank(family: str, speaker: str) -> Bank:
     data = yaml.load(text, Loader=loader)
     if speaker not in data:
         raise UnknownNameError.of("speaker", speaker, data)
-    return {key: tuple(lines) for key, lines in data[speaker].items()}
+    shared = {} if family == "common" else load_bank("common", speaker)
+    return {**shared, **{key: tuple(lines) for key, lines in data[speaker].items()}}
 
 
 _SLOT = re.compile(r"\{(\w+)\}")

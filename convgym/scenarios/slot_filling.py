@@ -102,7 +102,7 @@ class Form:
         return Outcome(False, (1.0 - len(missing) / len(met)) * (len(met) - 1) / len(met), missing)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class BookingUser(AgendaUser):
     """Tells slots when asked, and corrects itself.
 
@@ -120,13 +120,7 @@ class BookingUser(AgendaUser):
         volunteered = [Act(f"inform_{slot}", {}) for slot in self.form if slot in self.told]
         if not volunteered:
             return first
-        return Reply(f"{first.text} {self._say(volunteered, -2, streams).text}", first.acts)
-
-    def fork(self) -> BookingUser:
-        """Returns an independent copy of the current state."""
-        twin = super().fork()
-        assert isinstance(twin, BookingUser)
-        return twin
+        return Reply(f"{first.text} {self.say(volunteered, -2, streams).text}", first.acts)
 
     def _asked(self, slot: str, world: World, turn: int) -> None:
         super()._asked(slot, world, turn)

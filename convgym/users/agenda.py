@@ -8,55 +8,20 @@ convinces nobody, and it never leaves before a promised write has happened unles
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from convgym.language.noise import add_typos
-from convgym.language.speak import Bank, say
 from convgym.seeding import Streams
 from convgym.types import Act, EndReason, Event, Heard, Reply
+from convgym.users.base import PERSONAS, Persona, Speaker, draw_persona
 from convgym.world import World
 
 __all__ = ["PERSONAS", "AgendaUser", "Persona", "Want", "draw_persona"]
 
-
-@dataclass(frozen=True)
-class Persona:
-    """A manner of speaking and bearing.
-
-    Attributes:
-        name: Its name.
-        patience: Unproductive agent messages it bears before it leaves.
-        pushes: Refusals it argues against before it accepts one.
-        prefix: Act key of words put before the opening, or "" for none.
-    """
-
-    name: str
-    patience: int
-    pushes: int
-    prefix: str = ""
-
-
-PERSONAS: tuple[Persona, ...] = (
-    Persona("terse", 4, 0),
-    Persona("polite", 5, 0, "greeting"),
-    Persona("chatty", 5, 0, "greeting"),
-    Persona("impatient", 3, 1),
-    # met only in the split test_user
-    Persona("angry", 3, 2, "anger"),
-    Persona("confused", 5, 1, "confusion"),
-)
-_HELD_OUT = 2
 UNPRODUCTIVE = frozenset(
     {"repeat", "not_yet", "why", "again", "deny", "unknown"}
 )  # answers that cost patience
-
-
-def draw_persona(streams: Streams, split: str) -> Persona:
-    """Draws who speaks: the last personas are met only in the split ``test_user``."""
-    people = PERSONAS[-_HELD_OUT:] if split == "test_user" else PERSONAS[:-_HELD_OUT]
-    return people[int(streams.stream("user").random() * len(people))]
 
 
 class Want(NamedTuple):
@@ -77,26 +42,16 @@ class Want(NamedTuple):
         return world.happened(self.intent, **self.target)
 
 
-@dataclass
-class AgendaUser:
-    """A user with wants, facts it can tell, and patience.
+@dataclass(kw_only=True)
+class AgendaUser(Speaker):
+    """A user with wants, facts it can tell when asked, and patience.
 
     Attributes:
         wants: What it came for, in order.
-        facts: ``{slot: value}`` it tells when asked.
-        bank: Its templates.
-        persona: Its manner.
-        split: Which wordings it uses.
-        typos: Probability of a typing error in a word.
         opening: Act key of its first words.
     """
 
     wants: tuple[Want, ...]
-    facts: Mapping[str, str]
-    bank: Bank
-    persona: Persona
-    split: str
-    typos: float = 0.0
     opening: str = ""
     patience: int = 0
     pushes: int = 0
@@ -105,10 +60,6 @@ class AgendaUser:
     noticed: int = 0
     agenda: list[Act] = field(default_factory=list)
 
-    def fork(self) -> AgendaUser:
-        """Returns an independent copy of the current state."""
-        return replace(self, agenda=list(self.agenda))
-
     def key(self) -> str:
         """Describes the state that its next answer depends on."""
         return f"{self.patience}|{self.pushes}|{sorted(self.told)}|{sorted(self.refused)}"
@@ -116,8 +67,7 @@ class AgendaUser:
     def open(self, streams: Streams) -> Reply:
         """Greets in its manner and says its first want."""
         self.patience, self.pushes = self.persona.patience, self.persona.pushes
-        prefix = [Act(self.persona.prefix, {})] if self.persona.prefix else []
-        return self._say([*prefix, Act(self.opening, {})], -1, streams)
+        return self.greet([Act(self.opening, {})], streams)
 
     def respond(self, heard: Heard, world: World, turn: int, streams: Streams) -> Reply:
         """Answers an agent message; leaves when everything is settled or patience is spent."""
@@ -129,7 +79,7 @@ class AgendaUser:
         open_wants = [i for i in open_wants if i not in self.refused]
         if not open_wants:
             # The goodbye at the bottom of the agenda comes up when no want lies on it any more.
-            return self._say([Act("goodbye", {})], turn, streams, EndReason.CONCLUDED)
+            return self.say([Act("goodbye", {})], turn, streams, EndReason.CONCLUDED)
         if not heard.understood:
             self.agenda = [Act("repeat", {})]
         if not self.agenda:  # nothing that was said moves a want forward: it says the want again
@@ -140,8 +90,8 @@ class AgendaUser:
             self.patience -= 1
         acts, self.agenda = self.agenda, []
         if self.patience <= 0:
-            return self._say([Act("leave", {})], turn, streams, EndReason.ABANDONED)
-        return self._say(acts, turn, streams)
+            return self.say([Act("leave", {})], turn, streams, EndReason.ABANDONED)
+        return self.say(acts, turn, streams)
 
     # -- what an act of the agent pushes on the agenda -------------------------------------------------------
 
@@ -201,14 +151,3 @@ class AgendaUser:
 
     def _push(self, key: str) -> None:
         self.agenda.append(Act(key, {}))
-
-    def _say(self, acts: Sequence[Act], turn: int, streams: Streams, end: EndReason | None = None) -> Reply:
-        surface = streams.stream("surface", turn)
-        words = {}
-        for act in acts:
-            known = {**self.facts, **act.slots} if act.slots else self.facts
-            words[act.name] = say(self.bank, act.name, known, surface, self.split)
-        text = " ".join(words.values())
-        if self.typos:
-            text = add_typos(text, self.typos, streams.stream("noise", turn), self.facts.values())
-        return Reply(text, tuple(acts), end)
