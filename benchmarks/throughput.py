@@ -2,9 +2,11 @@
 
 ``python -m benchmarks.throughput --decode`` measures how many tokens a second a policy samples, by the number
 of lanes: through the rollout engine's fast path, through the model's own forward over the engine's cache, and
-    through
-``generate`` of transformers, with the same weights, prompts of the same length and the same number of new
-tokens.
+through ``generate`` of transformers, with the same weights, prompts of the same length and the same number of
+new tokens.
+
+``python -m benchmarks.throughput --envs`` measures how many steps a second every environment takes, and the
+text games of GEM and TextArena in the same run, where they are installed.
 
 Rates are per CPU second of this process (one thread), the best of a few rounds in which the contestants take
 turns: wall time on a shared machine says more about the neighbours.
@@ -29,6 +31,8 @@ from rich.table import Table
 from algos.policies.load import Policy, load_policy
 from algos.rollout.engine import Engine
 from algos.rollout.lean import is_lean
+from benchmarks import env_speed
+from benchmarks.peers.games import measure_games
 
 LANES = (8, 32, 64, 128)
 Rates = dict[str, dict[int, float]]
@@ -112,18 +116,30 @@ def show(rates: Rates, console: Console) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs what the command line asks for; prints a table and one line of JSON."""
     parser = argparse.ArgumentParser(prog="benchmarks.throughput", description=__doc__)
-    parser.add_argument("--decode", action="store_true", required=True, help="sampled tokens a second")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--decode", action="store_true", help="sampled tokens a second")
+    what.add_argument("--envs", action="store_true", help="steps a second of the environments, peers beside them")
     parser.add_argument("--model", default="nano", help="a name or folder that load_policy takes")
     parser.add_argument("--lanes", type=int, nargs="+", default=LANES, help="conversations at once")
     parser.add_argument("--prompt", type=int, default=150, help="tokens before the first sampled one")
     parser.add_argument("--new", type=int, default=100, help="tokens sampled in each conversation")
+    parser.add_argument("--episodes", type=int, default=300, help="conversations that are replayed in each environment")
     parser.add_argument("--rounds", type=int, default=3, help="the best of so many counts")
     parser.add_argument("--out", type=Path, help="also write the JSON to this file")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    result = _envs(options) if options.envs else _decode(options)
+    text = json.dumps(result)
+    print(text)
+    if options.out:
+        options.out.write_text(text + "\n")
+
+
+def _decode(options: argparse.Namespace) -> dict[str, Any]:
     policy = load_policy(options.model)
     rates = decode_rates(policy, tuple(options.lanes), options.prompt, options.new, options.rounds)
-    result = {
+    show(rates, Console())
+    return {
         "model": policy.name,
         "parameters": sum(parameter.numel() for parameter in policy.model.parameters()),
         "prompt": options.prompt,
@@ -131,11 +147,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "load_1min": os.getloadavg()[0],
         "tokens_per_cpu_second": rates,
     }
-    show(rates, Console())
-    text = json.dumps(result)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
+
+
+def _envs(options: argparse.Namespace) -> dict[str, Any]:
+    console = Console()
+    rows = env_speed.measure_envs(options.episodes, options.rounds)
+    env_speed.show(rows, console)
+    games, absent = measure_games(rounds=options.rounds)
+    table = Table("project", "game", "steps/s", "steps an episode", title="text games of others, the same run")
+    for row in games:
+        table.add_row(
+            row["project"], row["env"], f"{row['steps_per_second']:,.0f}", f"{row['steps_per_episode']:.1f}"
+        )
+    if games:
+        console.print(table)
+    if absent:
+        console.print(f'not installed: {", ".join(absent)}; pip install "convgym[peers]" to measure them too')
+    return {"envs": rows, "games": games, "load_1min": os.getloadavg()[0]}
 
 
 if __name__ == "__main__":

@@ -92,16 +92,21 @@ class _Episode:
     turns: list[Turn] = field(default_factory=list)
     characters: int = 0
     end: EndReason | None = None
-    written: list[str] = field(default_factory=list)
+    hashed: int = 0  # events of the log that are in ``digest``
+    digest: int = 0
 
     def fork(self) -> _Episode:
-        return replace(self, task=self.task.fork(), turns=list(self.turns), written=list(self.written))
+        return replace(self, task=self.task.fork(), turns=list(self.turns))
 
     def state_key(self) -> int:
-        """Hashes the user's state and the log; ``written`` is the log in words, written once an event."""
-        for event in self.task.world.log[len(self.written) :]:
-            self.written.append(repr((event.name, event.ok, sorted(event.arguments.items()))))
-        return crc32(f"({self.task.user.key()!r}, [{', '.join(self.written)}])".encode())
+        """Hashes the user's state and what happened; each event is hashed once."""
+        log = self.task.world.log
+        for i in range(self.hashed, len(log)):
+            event = log[i]
+            text = repr((event.name, event.ok, sorted(event.arguments.items())))
+            self.digest = crc32(text.encode("utf-8", "surrogatepass"), self.digest)
+        self.hashed = len(log)
+        return crc32(self.task.user.key().encode("utf-8", "surrogatepass"), self.digest)
 
 
 class ConversationEnv(OwnStreams):

@@ -138,10 +138,11 @@ def render(rules: Sequence[Rule], style: str) -> str:
 
 def violations(rules: Sequence[Rule], world: World, start: int = 0) -> list[str]:
     """Returns the ids of the rules broken by the events from index ``start`` on, once for each breach."""
-    broken = []
-    for i in range(start, len(world.log)):
-        event = world.log[i]
-        for rule in rules:
-            if event.name in rule.check.names and not rule.check(world, world.log[:i], event):
-                broken.append(rule.id)
+    broken: list[str] = []
+    log = world.log
+    for i in range(start, len(log)):
+        event = log[i]
+        broken += [
+            rule.id for rule in rules if event.name in rule.check.names and not rule.check(world, log[:i], event)
+        ]
     return broken

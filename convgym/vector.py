@@ -167,17 +167,23 @@ def batch_infos(infos: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         object arrays, None where absent.
     """
     batched: dict[str, Any] = {}
+    everywhere = np.ones(len(infos), np.bool_)
+    everywhere.flags.writeable = False  # one mask for all the keys that every lane has
     for key in dict.fromkeys([key for info in infos for key in info]):
-        having = [key in info for info in infos]
-        first = infos[having.index(True)][key]
-        if isinstance(first, dict):
-            batched[key] = batch_infos([info.get(key, {}) for info in infos])
-        elif type(first) in (bool, int, float):
-            batched[key] = np.array([info.get(key, 0) for info in infos], dtype=type(first))
+        try:
+            column, mask = [info[key] for info in infos], everywhere
+            first = column[0]
+        except KeyError:
+            column, mask = [info.get(key) for info in infos], np.array([key in info for info in infos])
+            first = column[mask.argmax()]
+        kind = type(first)
+        if kind is dict:
+            batched[key] = batch_infos([value or {} for value in column])
+        elif kind is float or kind is int or kind is bool:
+            batched[key] = np.array(column if mask is everywhere else [value or 0 for value in column], dtype=kind)
         else:
-            column = [info.get(key) for info in infos]
             batched[key] = np.fromiter(column, dtype=object, count=len(column))
-        batched[f"_{key}"] = np.array(having)
+        batched[f"_{key}"] = mask
     return batched
 
 

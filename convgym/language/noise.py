@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Collection
+
+from convgym.seeding import Draws
 
 __all__ = ["add_typos"]
 
 
-def add_typos(text: str, rate: float, rng: random.Random, keep: Collection[str] = ()) -> str:
+def add_typos(text: str, rate: float, rng: Draws, keep: Collection[str] = ()) -> str:
     """Swaps two neighbouring letters in some words.
 
     Args:

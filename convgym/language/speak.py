@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
@@ -12,6 +11,7 @@ from typing import Any
 import yaml
 
 from convgym.errors import UnknownNameError
+from convgym.seeding import Draws
 
 __all__ = ["Bank", "load_bank", "wordings"]
 
@@ -65,7 +65,7 @@ def _pieces(template: str) -> tuple[str, ...]:
     return tuple(_SLOT.split(template))
 
 
-def say(bank: Bank, key: str, slots: Mapping[str, str], rng: random.Random, split: str) -> str:
+def say(bank: Bank, key: str, slots: Mapping[str, str], rng: Draws, split: str) -> str:
     """Puts one act into words.
 
     Args:

@@ -10,7 +10,7 @@ from typing import ClassVar, NamedTuple
 from pydantic import Field
 
 from convgym import rules as policy
-from convgym.core import ConversationEnv, Split, Task, expect
+from convgym.core import ConversationEnv, Split, Task, expect, values_of
 from convgym.language.speak import load_bank
 from convgym.language.understand import Domain, understand
 from convgym.rules import Before, OnlyIf, Rule
@@ -25,8 +25,12 @@ __all__ = ["INTENTS", "OUTCOMES", "CustomerService", "Goal"]
 ITEMS = (
     "lamp", "mug", "chair", "kettle", "scarf", "clock", "radio", "tent",
     "drill", "vase", "rug", "jacket", "desk", "fan", "bag", "watch",
+    "sofa", "mirror", "pillow", "shelf", "bottle", "carpet", "hammer", "blanket",
+    "basket", "ladder", "camera", "wallet",
 )  # fmt: skip
-CITIES = ("Oslo", "Rome", "Lyon", "Bonn", "Cork", "Graz", "Kyiv", "Lima", "Porto", "Turin", "Basel", "Ghent")
+CITIES = (
+    "Oslo", "Rome", "Lyon", "Bonn", "Cork", "Graz", "Kyiv", "Lima", "Porto", "Turin", "Basel", "Ghent", "Quito", "Leeds"
+)
 OUTCOMES = ("fulfil", "partly", "refuse", "clarify", "escalate")
 INTENTS = ("refund", "exchange", "cancel", "set_address")
 RETURNS = frozenset({"refund", "exchange"})
@@ -403,8 +407,8 @@ class CustomerService(ConversationEnv):
         3: each change needs the customer's confirmation. 4: more distractors, typing errors. 5: larger
         orders, more of both.
     Splits:
-        Wordings, seeds and personas as for every family; ``test_composition`` holds exchanges at short
-        windows.
+        Wordings, seeds and personas as for every family; ``test_goal`` is about items and cities that
+        training never names; ``test_composition`` holds exchanges at short windows.
     Audit:
         Resists blind writes (identity first), guessed codes, refusing everything (evidence and reason are
         needed) and listing every reason (a false one fails).
@@ -434,9 +438,10 @@ class CustomerService(ConversationEnv):
             parameters = Parameters("pin", 14, 50, level >= 3)
         elif (intent, parameters.window, parameters.factor) == ("exchange", 14, "pin"):
             parameters = Parameters("zip", 14, parameters.limit, parameters.confirm)
-        world, order, wanted, reason = self._draw_world(stream, outcome, intent, parameters)
+        world, order, wanted, reason = self._draw_world(stream, split, outcome, intent, parameters)
         home = world.tables["orders"][order].city
-        city = stream.pick([city for city in CITIES if city != home]) if intent == "set_address" else ""
+        elsewhere = [city for city in values_of(CITIES, split) if city != home]
+        city = stream.pick(elsewhere) if intent == "set_address" else ""
         targets = _targets(order, intent, wanted, city)
         goal = _goal(world, order, outcome, intent, targets, reason, make_rules(parameters))
         user = self._draw_user(streams, split, world, order, outcome, intent, targets)
@@ -461,7 +466,7 @@ class CustomerService(ConversationEnv):
         return outcome, intent
 
     def _draw_world(
-        self, stream: Stream, outcome: str, intent: str, p: Parameters
+        self, stream: Stream, split: Split, outcome: str, intent: str, p: Parameters
     ) -> tuple[World, str, tuple[str, ...], str]:
         """Draws records such that the outcome is the right one.
 
@@ -472,7 +477,7 @@ class CustomerService(ConversationEnv):
         level = self.difficulty
         distractors = (3, 3, 4, 7, 10)[level - 1]
         order, *others = [str(1000 + n) for n in stream.distinct(9000, 1 + distractors)]
-        names = stream.deal(ITEMS, 2 + (outcome == "partly" and level >= 5) + (level >= 5))
+        names = stream.deal(values_of(ITEMS, split), 2 + (outcome == "partly" and level >= 5) + (level >= 5))
         wanted = tuple(names[:2]) if outcome == "partly" else tuple(names[:1]) if intent in RETURNS else ()
         customer = _customer(stream, order)
         customers, orders, items = {customer.name: customer}, {}, {}

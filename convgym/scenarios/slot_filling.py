@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from pydantic import Field, create_model
 
-from convgym.core import ConversationEnv, Split, Task, expect
+from convgym.core import ConversationEnv, Split, Task, expect, values_of
 from convgym.language.speak import load_bank
 from convgym.language.understand import Domain, understand
 from convgym.seeding import Stream, Streams
@@ -24,12 +24,14 @@ SLOTS: dict[str, tuple[str, ...]] = {
     "people": ("2", "3", "4", "5", "6", "7", "8", "9"),
     "day": ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"),
     "time": tuple(f"{hour}:{minute}" for hour in range(17, 23) for minute in ("00", "15", "30", "45")),
-    "name": ("Ada", "Ben", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hana", "Ida", "Jon", "Kim", "Leo"),
-    "city": ("Oslo", "Rome", "Lyon", "Bonn", "Cork", "Graz"),
+    "name": ("Ada", "Ben", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hana", "Ida", "Jon", "Kim", "Leo",
+             "Mia", "Ned", "Olga", "Paul", "Rosa", "Sven", "Tom", "Uma"),
+    "city": ("Oslo", "Rome", "Lyon", "Bonn", "Cork", "Graz", "Kyiv", "Lima", "Basel", "Ghent", "Quito", "Leeds"),
     "seat": ("terrace", "window", "bar", "garden"),
     "food": ("vegan", "halal", "kosher", "vegetarian", "regular"),
     "phone": (),  # four digits
 }
+NAMED = frozenset({"name", "city", "time"})  # slots with values enough to hold some out
 ORDER = {slot: place for place, slot in enumerate(SLOTS)}
 ALPHABETICAL = sorted(SLOTS)
 KINDS = ("corrections-0", "corrections-1", "corrections-2", "corrections-3")  # the templates
@@ -168,8 +170,8 @@ class SlotFilling(ConversationEnv):
     Difficulty:
         Slots 3, 4, 5, 6, 8; corrections at most 1, 1, 2, 2, 3.
     Splits:
-        Wordings, seeds and personas as for every family; ``test_composition`` corrects the slot that is asked
-        last.
+        Wordings, seeds and personas as for every family; ``test_goal`` has names, cities and times that
+        training never meets; ``test_composition`` corrects the slot that is asked last.
     Audit:
         Resists submitting early (unknown values), guessing and asking again and again (patience).
     Version history:
@@ -184,7 +186,7 @@ class SlotFilling(ConversationEnv):
         level = self.difficulty
         count = (3, 4, 5, 6, 8)[level - 1]
         form = tuple(sorted(stream.deal(ALPHABETICAL, count), key=ORDER.__getitem__))
-        values = {slot: _value(stream, slot) for slot in form}
+        values = {slot: _value(stream, slot, split) for slot in form}
         kinds = KINDS[: (2, 2, 3, 3, 4)[level - 1]]
         if template is not None:
             expect("scenario", template, kinds)
@@ -192,7 +194,7 @@ class SlotFilling(ConversationEnv):
         corrected = stream.deal(form, KINDS.index(kind))
         last = split == "test_composition"
         corrections = tuple(
-            (count if last else stream.between(2, count), slot, _value(stream, slot, values[slot]))
+            (count if last else stream.between(2, count), slot, _value(stream, slot, split, values[slot]))
             for slot in corrected
         )
         volunteered = frozenset([slot for slot in form if stream.random() < 0.25])
@@ -216,10 +218,11 @@ class SlotFilling(ConversationEnv):
         )  # fmt: skip
 
 
-def _value(stream: Stream, slot: str, other_than: str = "") -> str:
+def _value(stream: Stream, slot: str, split: str, other_than: str = "") -> str:
     if slot == "phone":
         return str(stream.between(1_000, 9_999))
-    return stream.pick([value for value in SLOTS[slot] if value != other_than])
+    pool = values_of(SLOTS[slot], split) if slot in NAMED else SLOTS[slot]
+    return stream.pick([value for value in pool if value != other_than])
 
 
 @lru_cache(maxsize=512)  # 3, 4, 5, 6 or 8 of eight slots: 211 forms, in two styles

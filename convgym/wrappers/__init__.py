@@ -1,16 +1,18 @@
 """Wrappers: what is observed, what is rewarded, what is recorded."""
 
+from convgym.wrappers.base import RewardTerm
+from convgym.wrappers.manners import Empathy, Format, Politeness, Repetition
 from convgym.wrappers.observation import Chat, Transcript
 from convgym.wrappers.record import RecordTranscripts
 from convgym.wrappers.reward import (
     Clip,
     CostPenalty,
     Custom,
-    Format,
+    Delay,
     LengthCost,
-    Politeness,
+    Noise,
+    Normalize,
     ProgressShaping,
-    RewardTerm,
     Scale,
     TerminalOnly,
     TurnCost,
@@ -21,11 +23,16 @@ __all__ = [
     "Clip",
     "CostPenalty",
     "Custom",
+    "Delay",
+    "Empathy",
     "Format",
     "LengthCost",
+    "Noise",
+    "Normalize",
     "Politeness",
     "ProgressShaping",
     "RecordTranscripts",
+    "Repetition",
     "RewardTerm",
     "Scale",
     "TerminalOnly",

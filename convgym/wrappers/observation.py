@@ -9,7 +9,7 @@ from gymnasium.spaces import Dict, Sequence
 from gymnasium.utils import RecordConstructorArgs
 
 from convgym.spaces import Utterance
-from convgym.wrappers.reward import conversation
+from convgym.wrappers.base import conversation
 
 __all__ = ["Chat", "Transcript"]
 

@@ -11,7 +11,7 @@ import gymnasium as gym
 from gymnasium.utils import RecordConstructorArgs
 
 from convgym.errors import EnvError
-from convgym.wrappers.reward import conversation
+from convgym.wrappers.base import conversation
 
 __all__ = ["RecordTranscripts"]
 

@@ -16,108 +16,32 @@ looks good is measured in ``docs/concepts/rewards.md``; a weight of your own is 
 from __future__ import annotations
 
 import math
-import re
-from abc import abstractmethod
 from collections.abc import Callable
 from importlib import import_module
-from numbers import Real
+from statistics import NormalDist
 from typing import Any, Literal
+from zlib import crc32
 
 import gymnasium as gym
-from gymnasium.utils import RecordConstructorArgs
 
-from convgym.core import ConversationEnv, expect
-from convgym.errors import ConfigError, EnvError
-from convgym.tools import CLOSE, OPEN, Malformed, parse_call
+from convgym.core import expect
+from convgym.errors import ConfigError
+from convgym.seeding import Stream
+from convgym.wrappers.base import RewardTerm, Step, conversation, finite
 
 __all__ = [
     "Clip",
     "CostPenalty",
     "Custom",
-    "Format",
+    "Delay",
     "LengthCost",
-    "Politeness",
+    "Noise",
+    "Normalize",
     "ProgressShaping",
-    "RewardTerm",
     "Scale",
     "TerminalOnly",
     "TurnCost",
-    "politeness",
-    "well_formed",
 ]
-
-Step = tuple[str, float, bool, bool, dict[str, Any]]
-
-
-class RewardTerm(gym.Wrapper[str, str, str, str], RecordConstructorArgs):
-    """Base of the reward wrappers: adds what :meth:`value` returns to the reward, and names it.
-
-    A subclass sets :attr:`term`, writes :meth:`value` and passes its arguments to this constructor, which
-    records them before all else: an ``EnvSpec`` then holds the wrapper and round-trips through JSON. Two
-    wrappers with the same term share its entry.
-
-    Args:
-        env: The environment, wrapped or not.
-        **settings: The arguments of the subclass, as an ``EnvSpec`` should hold them.
-
-    Raises:
-        ConfigError: If ``env`` is not a conversation.
-    """
-
-    term: str = "custom"
-
-    def __init__(self, env: gym.Env[str, str], **settings: Any) -> None:
-        RecordConstructorArgs.__init__(self, **settings)
-        gym.Wrapper.__init__(self, env)
-        conversation(env)
-
-    @abstractmethod
-    def value(self, obs: str, action: str, reward: float, info: dict[str, Any]) -> float:
-        """Returns what is added to the reward of one step.
-
-        Args:
-            obs: The observation after the step.
-            action: The agent message before it.
-            reward: The reward as it comes from inside.
-            info: The info after the step; ``"end_reason"`` is in it exactly when the conversation has ended.
-        """
-
-    def step(self, action: str) -> Step:
-        """Steps, and adds the term.
-
-        Raises:
-            EnvError: If :meth:`value` returned something that is not a finite number.
-        """
-        obs, inner, terminated, truncated, info = self.env.step(action)
-        value = self.value(obs, action, float(inner), info)
-        if not isinstance(value, Real) or not math.isfinite(value):
-            name = type(self).__name__
-            raise EnvError(f"reward term {self.term!r} of {name}: expected a finite number, got {value!r}.")
-        terms = dict(info["reward_terms"])
-        terms[self.term] = terms.get(self.term, 0.0) + float(value)
-        return obs, float(inner) + float(value), terminated, truncated, {**info, "reward_terms": terms}
-
-
-def conversation(env: gym.Env[Any, Any]) -> ConversationEnv:
-    """Returns the conversation inside any number of wrappers.
-
-    Raises:
-        ConfigError: If there is none.
-    """
-    inner = env.unwrapped
-    if not isinstance(inner, ConversationEnv):
-        got = type(inner).__name__
-        raise ConfigError(f"env: expected a convgym conversation, got {got}; make one with gym.make.")
-    return inner
-
-
-def finite(name: str, value: float, *, least: float = -math.inf) -> float:
-    """Returns a setting as a float; raises a ConfigError unless it is finite and at least ``least``."""
-    if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value) or value < least:
-        bound = "" if least == -math.inf else f" of at least {least:g}"
-        raise ConfigError(f"{name}: expected a finite number{bound}, got {value!r}.")
-    return float(value)
-
 
 # -- the reward itself ---------------------------------------------------------------------------------------
 
@@ -194,6 +118,113 @@ class TerminalOnly(RewardTerm):
         return -reward
 
 
+class Normalize(RewardTerm):
+    """Divides the reward by the running standard deviation of the discounted return; the term is the difference.
+
+    As ``NormalizeReward`` of Gymnasium and ``VecNormalize`` of Stable-Baselines3: the mean is not subtracted, since
+    that would change which policy is best. The statistics are this wrapper's own state and live over episodes; an
+    environment that is only evaluated sets ``frozen``.
+
+    Args:
+        env: The environment.
+        gamma: Discount factor of the return.
+        epsilon: Added to the variance.
+        frozen: Whether the statistics stay as they are.
+    """
+
+    term = "normalize"
+
+    def __init__(
+        self, env: gym.Env[str, str], gamma: float = 0.99, epsilon: float = 1e-8, frozen: bool = False
+    ) -> None:
+        super().__init__(env, gamma=gamma, epsilon=epsilon, frozen=frozen)
+        self.gamma, self.epsilon = finite("gamma", gamma, least=0.0), finite("epsilon", epsilon, least=0.0)
+        self.frozen = frozen
+        self.count, self.mean, self.squares = 0, 0.0, 0.0  # Welford (1962): running mean and sum of squares
+        self._return = 0.0
+
+    @property
+    def scale(self) -> float:
+        """What rewards are divided by; 1 before two rewards were seen."""
+        return math.sqrt(self.squares / self.count + self.epsilon) if self.count > 1 and self.squares else 1.0
+
+    def value(self, obs: str, action: str, reward: float, info: dict[str, Any]) -> float:
+        """Updates the statistics with the return so far, and returns the difference that dividing makes."""
+        self._return = self.gamma * self._return + reward
+        if not self.frozen:
+            self.count += 1
+            delta = self._return - self.mean
+            self.mean += delta / self.count
+            self.squares += delta * (self._return - self.mean)
+        if "end_reason" in info:
+            self._return = 0.0
+        return reward / self.scale - reward
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        """Starts a conversation; the statistics stay."""
+        self._return = 0.0
+        return self.env.reset(seed=seed, options=options)
+
+
+class Noise(RewardTerm):
+    """Adds Gaussian noise at the end of a conversation, as an unreliable judge would; to see what survives it.
+
+    The noise belongs to the seed and to what was said: the same conversation gets the same noise, and two
+    conversations of one group get noise of their own.
+
+    Args:
+        env: The environment.
+        std: Standard deviation.
+        seed: Another seed is another judge.
+    """
+
+    term = "noise"
+
+    def __init__(self, env: gym.Env[str, str], std: float = 0.1, seed: int = 0) -> None:
+        super().__init__(env, std=std, seed=seed)
+        self.std, self.seed = finite("std", std, least=0.0), seed
+
+    def value(self, obs: str, action: str, reward: float, info: dict[str, Any]) -> float:
+        """Returns 0 before the end."""
+        if "end_reason" not in info:
+            return 0.0
+        words = repr(conversation(self).transcript()).encode()
+        uniform = Stream((self.seed, "reward noise", crc32(words))).random()
+        return self.std * NormalDist().inv_cdf(min(max(uniform, 2.0**-53), 1.0 - 2.0**-53))
+
+
+class Delay(RewardTerm):
+    """Pays every reward some turns later, and what is left at the end; returns stay equal.
+
+    What is owed is this wrapper's own state, as in :class:`TerminalOnly`.
+
+    Args:
+        env: The environment.
+        turns: How many turns later.
+    """
+
+    term = "delay"
+
+    def __init__(self, env: gym.Env[str, str], turns: int = 1) -> None:
+        super().__init__(env, turns=turns)
+        if not isinstance(turns, int) or isinstance(turns, bool) or turns < 0:
+            raise ConfigError(f"turns: expected an integer of at least 0, got {turns!r}.")
+        self.turns = turns
+        self._owed: list[float] = []
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        """Starts a conversation with nothing owed."""
+        self._owed = []
+        return self.env.reset(seed=seed, options=options)
+
+    def value(self, obs: str, action: str, reward: float, info: dict[str, Any]) -> float:
+        """Returns what falls due now minus the reward of this step."""
+        self._owed.append(reward)
+        if "end_reason" in info:
+            return sum(self._owed) - reward
+        return (self._owed.pop(0) if len(self._owed) > self.turns else 0.0) - reward
+
+
 # -- costs ---------------------------------------------------------------------------------------------------
 
 
@@ -263,101 +294,6 @@ class CostPenalty(RewardTerm):
     def value(self, obs: str, action: str, reward: float, info: dict[str, Any]) -> float:
         """Returns minus the weighted cost of the step."""
         return 0.0 - self.weight * float(info["cost"])  # not -0.0
-
-
-# -- manners -------------------------------------------------------------------------------------------------
-
-_COURTEOUS = re.compile(
-    r"\bplease\b|\bthank(?:s| you)\b|\bsorry\b|\bapologi[sz]e|\b(?:could|would|may) (?:you|i)\b|"
-    r"\bhappy to\b|\bglad to\b|\byou're welcome\b|\bof course\b|\bi appreciate\b|\bi understand\b|"
-    r"\bgood (?:morning|afternoon|evening|day)\b|\bhello\b"
-)
-_RUDE = re.compile(
-    r"\bshut up\b|\bstupid\b|\bidiot|\bdumb\b|\bnonsense\b|\bwhatever\b|\bnot my problem\b|"
-    r"\byour (?:own )?fault\b|\bcalm down\b|\bstop (?:whining|complaining)\b|\bobviously\b|"
-    r"\bi don't care\b|\bwaste of (?:my )?time\b"
-)
-
-
-def politeness(text: str) -> float:
-    """Rates the manners of one message: 1 courteous, 0 plain, -1 rude (also beside courteous words).
-
-    The lexicon follows the strategies (gratitude, apology, greeting, deference, indirect request) of
-    Danescu-Niculescu-Mizil et al. (2013), "A computational approach to politeness with application to social
-    factors". It is a lexicon, and so it is easily fooled: see ``docs/concepts/rewards.md``.
-
-    >>> [politeness(text) for text in ("Could you tell me your zip code?", "Zip code.", "Please calm down.")]
-    [1.0, 0.0, -1.0]
-    """
-    text = text[:2_000].replace("’", "'").lower()
-    return -1.0 if _RUDE.search(text) else 1.0 if _COURTEOUS.search(text) else 0.0
-
-
-class Politeness(RewardTerm):
-    """Pays for manners once, at the end: ``weight`` times the mean :func:`politeness` of the agent's speech.
-
-    A mean and not a sum: talking on and on in courteous phrases pays no more than one of them, and the term
-    never exceeds the weight. By default only a conversation that succeeded is paid, because a lexicon pays a
-    rambler more than an expert: ``paid="always"`` is the textbook version, and what it does is measured in
-    ``docs/concepts/rewards.md``.
-
-    Args:
-        env: The environment.
-        weight: Largest size of the term.
-        paid: ``"on_success"`` or ``"always"``.
-    """
-
-    term = "politeness"
-
-    def __init__(
-        self,
-        env: gym.Env[str, str],
-        weight: float = 0.1,
-        paid: Literal["on_success", "always"] = "on_success",
-    ) -> None:
-        super().__init__(env, weight=weight, paid=paid)
-        expect("paid", paid, ("on_success", "always"))
-        self.weight, self.always = finite("weight", weight, least=0.0), paid == "always"
-
-    def value(self, obs: str, action: str, reward: float, info: dict[str, Any]) -> float:
-        """Returns 0 before the end, and 0 for a conversation without speech."""
-        if "end_reason" not in info or not (info["success"] or self.always):
-            return 0.0
-        own = [message.content for message in conversation(self).transcript() if message.role == "assistant"]
-        said = [text for text in own if parse_call(text) is None]
-        return self.weight * sum(map(politeness, said)) / len(said) if said else 0.0
-
-
-def well_formed(text: str) -> bool:
-    """Whether a message is plain speech with something in it, or one tool call with nothing around it.
-
-    >>> well_formed("Hello."), well_formed("  "), well_formed("<tool_call>{}</tool_call>")
-    (True, False, False)
-    """
-    call = parse_call(text)
-    if call is None:
-        return bool(text.strip())
-    bare = text.strip()
-    return not isinstance(call, Malformed) and bare.startswith(OPEN) and bare.endswith(CLOSE)
-
-
-class Format(RewardTerm):
-    """Fines each message that is not :func:`well_formed`; with no bonus there is nothing to collect.
-
-    Args:
-        env: The environment.
-        weight: The fine.
-    """
-
-    term = "format"
-
-    def __init__(self, env: gym.Env[str, str], weight: float = 0.1) -> None:
-        super().__init__(env, weight=weight)
-        self.weight = finite("weight", weight, least=0.0)
-
-    def value(self, obs: str, action: str, reward: float, info: dict[str, Any]) -> float:
-        """Returns minus the weight for a malformed message."""
-        return 0.0 if well_formed(action) else -self.weight
 
 
 # -- shaping -------------------------------------------------------------------------------------------------

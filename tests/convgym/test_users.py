@@ -16,7 +16,7 @@ from convgym.users.agenda import PERSONAS, draw_persona
 from tests.convgym.play import bare, plain, replay, say, script
 
 SERVICE, FORM = "convgym/CustomerService-v0", "convgym/SlotFilling-v0"
-HELD_OUT = {"angry", "confused"}
+HELD_OUT = {"angry", "confused", "deceptive"}
 
 
 def service(seed: int, scenario: str, **settings):
@@ -46,7 +46,7 @@ def test_held_out_personas_are_met_in_their_split_only():
 def test_the_env_draws_its_personas_by_split(split):
     env = bare(SERVICE, split=split)
     met = set()
-    for seed in range(40):
+    for seed in range(60):
         env.reset(seed=seed)
         met.add(env.task.user.persona.name)
     assert met == (HELD_OUT if split == "test_user" else {p.name for p in PERSONAS} - HELD_OUT)
@@ -56,7 +56,7 @@ def test_personas_open_in_their_manner():
     env = bare(SERVICE, split="test_user")
     for seed in range(40):
         _, info = env.reset(seed=seed)
-        prefix = words({"angry": "anger", "confused": "confusion"}[env.task.user.persona.name])
+        prefix = words({"angry": "anger", "confused": "confusion", "deceptive": "pretence"}[env.task.user.persona.name])
         assert any(info["messages"][1]["content"].startswith(template) for template in prefix)
 
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from convgym import agents
 from convgym.errors import ConfigError, EnvError
+from convgym.rewards import empathy, politeness, repetition, well_formed
 from convgym.scenarios.text_bandit import ARMS
 from convgym.tools import format_call
 from convgym.wrappers import (
@@ -24,11 +25,16 @@ from convgym.wrappers import (
     Clip,
     CostPenalty,
     Custom,
+    Delay,
+    Empathy,
     Format,
     LengthCost,
+    Noise,
+    Normalize,
     Politeness,
     ProgressShaping,
     RecordTranscripts,
+    Repetition,
     RewardTerm,
     Scale,
     TerminalOnly,
@@ -36,7 +42,6 @@ from convgym.wrappers import (
     TurnCost,
 )
 from convgym.wrappers.hackability import CHEATS, Row, margin, measure
-from convgym.wrappers.reward import politeness, well_formed
 from tests.convgym.play import bare, plain, play, replay, say, script
 
 REWARDS = {
@@ -46,7 +51,12 @@ REWARDS = {
     "length": lambda env: LengthCost(env, 0.01, unit="character", at_most=0.5),
     "cost": lambda env: CostPenalty(env, 0.5),
     "politeness": lambda env: Politeness(env, 0.2, paid="always"),
+    "empathy": lambda env: Empathy(env, 0.2, paid="always"),
     "format": lambda env: Format(env, 0.1),
+    "repetition": lambda env: Repetition(env, 0.3),
+    "normalize": lambda env: Normalize(env, gamma=0.9),
+    "noise": lambda env: Noise(env, 0.5, seed=3),
+    "delay": lambda env: Delay(env, 2),
     "progress": lambda env: ProgressShaping(env, 0.7, gamma=0.9),
     "held_back": TerminalOnly,
     "custom": lambda env: Custom(env, "tests.convgym.test_wrappers:double_turns"),
@@ -335,8 +345,8 @@ def test_shaping_telescopes(seed, gamma, weight, agent):
 
 
 def test_shaping_is_not_trivial():
-    texts = script("oracle", SERVICE, 0)
-    steps = replay(ProgressShaping(bare(SERVICE)), texts, 0)
+    env = ProgressShaping(bare(SERVICE))
+    steps = play(env, agents.make("oracle", env), 0, {"scenario": "refund/fulfil"})
     terms = [step[-1]["reward_terms"]["progress"] for step in steps[1:]]
     assert sum(term > 0 for term in terms) >= 2 and terms[-1] < 0
     assert total(steps) == pytest.approx(1.0)
@@ -492,4 +502,103 @@ def test_every_reward_wrapper_is_covered():
     """A new wrapper has to be added to the table above, and so to every test of this file."""
     env = gym.make(BANDIT)
     covered = {type(wrap(env)) for wrap in REWARDS.values()}
-    assert covered == set(RewardTerm.__subclasses__())
+    known, found = [RewardTerm], set()
+    while known:
+        found |= set(known[-1].__subclasses__())
+        known.extend(known.pop().__subclasses__())
+    assert covered == {kind for kind in found if kind.__module__.startswith("convgym.")}
+
+
+# -- empathy, repetition -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [
+        ("I understand how frustrating this is.", 1.0),
+        ("I'm so sorry to hear that your lamp broke.", 1.0),
+        ("That must be very annoying.", 1.0),
+        ("I would be upset too.", 1.0),
+        ("I hear your frustration.", 1.0),
+        ("Your zip code, please?", 0.0),
+        ("I understand.", 0.0),  # that something was understood is no word about a feeling
+        ("I understand how you feel, but calm down.", -1.0),
+        ("", 0.0),
+    ],
+)
+def test_empathy_names_a_feeling(text, rate):
+    assert empathy(text) == rate
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=12), st.integers(1, 4))
+@settings(max_examples=200, derandomize=True, deadline=None)
+def test_repetition_by_its_definition(letters, n):
+    """The share of n-grams said before; 0 after silence, 1 after itself."""
+    text = " ".join(letters)
+    assert repetition(text, [], n) == 0.0
+    assert repetition(text, [text], n) == (1.0 if letters else 0.0)
+    half = " ".join(letters[: len(letters) // 2])
+    said = {tuple(half.split()[i : i + n]) for i in range(max(1, len(half.split()) - n + 1))}
+    grams = [tuple(letters[i : i + n]) for i in range(max(1, len(letters) - n + 1))]
+    assert repetition(text, [half], n) == (
+        pytest.approx(sum(gram in said for gram in grams) / len(grams)) if letters else 0.0
+    )
+
+
+def test_saying_the_same_again_is_fined_and_calls_are_not():
+    call = format_call("get_order", {"order": "1"})
+    steps = replay(Repetition(gym.make(SERVICE), 0.5), ["Which item do you mean?"] * 2 + [call] * 2, seed=0)
+    assert [step[-1]["reward_terms"]["repetition"] for step in steps[1:]] == [0.0, -0.5, 0.0, 0.0]
+
+
+# -- delay, noise, normalisation ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 99])
+def test_delay_keeps_the_return_and_moves_it(turns):
+    for seed in range(6):
+        texts = ["red", "blue", "green"]
+        inner = [s[1] for s in replay(bare(BANDIT, reward="dense"), texts, seed)[1:]]
+        late = [s[1] for s in replay(Delay(bare(BANDIT, reward="dense"), turns), texts, seed)[1:]]
+        assert sum(late) == pytest.approx(sum(inner))
+        wait = min(turns, 2)
+        assert late[:wait] == [0.0] * wait and late[wait:2] == pytest.approx(inner[: 2 - wait])
+
+
+def test_noise_belongs_to_what_was_said_and_has_its_spread():
+    def noises(seed: int, words: tuple[str, ...] = ("red", "blue", "gold")) -> list[float]:
+        env = Noise(bare(BANDIT, difficulty=5), 0.5, seed=seed)
+        ends = [
+            replay(env, list(texts), start)[-1][-1]["reward_terms"]["noise"]
+            for texts in itertools.product(words, repeat=3)
+            for start in range(20)
+        ]
+        return ends
+
+    one = noises(0)
+    assert one == noises(0) and one != noises(1)
+    assert len(set(one)) > 0.99 * len(one)  # members of one group do not share it
+    spread = np.array(one)
+    assert abs(spread.mean()) < 4 * 0.5 / np.sqrt(len(spread))
+    assert abs(spread.std() - 0.5) < 4 * 0.5 / np.sqrt(2 * len(spread))
+
+
+def test_normalizing_divides_by_the_spread_of_the_discounted_return():
+    env = Normalize(bare(BANDIT, reward="dense"), gamma=0.5)
+    returns, rewards, scaled = [], [], []
+    for seed in range(30):
+        running = 0.0
+        env.reset(seed=seed)
+        for word in ("red", "blue", "green"):
+            _, reward, _, _, info = env.step(word)
+            inner = info["reward_terms"]["pay"]
+            running = 0.5 * running + inner
+            returns.append(running)
+            rewards.append(inner)
+            scaled.append(reward)
+            spread = np.std(returns) if len(returns) > 1 and np.std(returns) > 0 else 1.0
+            assert reward == pytest.approx(inner / spread, rel=1e-6)
+    frozen = Normalize(bare(BANDIT, reward="dense"), frozen=True)
+    assert [s[1] for s in replay(frozen, ["green"] * 3, 0)[1:]] == [
+        s[1] for s in replay(bare(BANDIT, reward="dense"), ["green"] * 3, 0)[1:]
+    ]
