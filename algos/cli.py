@@ -1,4 +1,4 @@
-"""The command line: ``convgym list | show | play | train | evaluate | compare``.
+"""The command line: ``convgym list | show | play | audit | train | evaluate | compare``.
 
 Commands are plain functions. What needs a model is imported inside them, so that the others answer at once.
 """
@@ -9,15 +9,21 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from tyro.conf import Positional, arg
 
 from algos.training.config import Fields
 from convgym.core import printable
-from convgym.errors import ConvgymError, UnknownNameError
+from convgym.errors import ConfigError, ConvgymError, UnknownNameError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from convgym.audit import Budget, Report
 
 EnvFields = Annotated[Fields, arg(name="env-field")]
 NO_FIELDS: dict[str, Any] = {}
@@ -81,6 +87,39 @@ def play(env: Positional[str], seed: int = 0, env_field: EnvFields = NO_FIELDS) 
     return 0
 
 
+def audit(
+    envs: Positional[tuple[str, ...]],
+    seeds: int | None = None,
+    difficulty: int | None = None,
+    quick: bool = False,
+    json: bool = False,
+) -> int:
+    """Check that environments keep what they promise and cannot be cheated; exits with 1 on a breach.
+
+    Args:
+        envs: Environment ids, folders of scenario packs, or `all`.
+        seeds: Episodes of each agent, over all difficulties; 1000, or 160 with --quick.
+        difficulty: Play this difficulty only; otherwise all five, or two with --quick.
+        quick: A few seconds an environment.
+        json: Print the findings as JSON.
+    """
+    from dataclasses import replace
+
+    from convgym.audit import FULL, QUICK
+    from convgym.registration import ENVIRONMENTS
+
+    if not envs:
+        raise ConfigError("audit: expected environment ids or folders, got none; `all` stands for every id.")
+    budget = QUICK if quick else FULL
+    budget = replace(
+        budget,
+        seeds=budget.seeds if seeds is None else seeds,
+        levels=budget.levels if difficulty is None else (difficulty,),
+    )
+    names = [name for env in envs for name in (ENVIRONMENTS if env == "all" else [env])]
+    return _audit(names, budget, as_json=json)
+
+
 def evaluate(
     run: Positional[Path], episodes: int = 256, split: str | None = None, greedy: bool = False
 ) -> int:
@@ -125,6 +164,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "list": (_typed(list_names, "list"), "environments, scripted agents and algorithms"),
     "show": (_typed(show, "show"), "one conversation of a scripted agent"),
     "play": (_typed(play, "play"), "be the agent yourself"),
+    "audit": (_typed(audit, "audit"), "check what environments promise, and try to cheat them"),
     "train": (train, "train a policy"),
     "evaluate": (_typed(evaluate, "evaluate"), "evaluate what a run has learnt"),
     "compare": (compare, "compare algorithms on a suite, with a report"),
@@ -151,6 +191,62 @@ def main(args: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader has left, as in `convgym list | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _audit(names: Sequence[str], budget: Budget, *, as_json: bool) -> int:
+    """Audits environments one after the other, and prints a table each and a verdict."""
+    from json import dumps
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from convgym.audit import CHECKS, audit, resolve
+
+    subjects = {name: resolve(name) for name in names}  # a mistake is named before anything is played
+    reports = []
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("", total=len(names) * len(CHECKS))
+        for name, subject in subjects.items():
+            # A check is counted when it begins, so that the bar says what is being done.
+            step = partial(_advance, bar, task, name)
+            reports.append(audit(subject, budget, name=name, progress=step))
+    if as_json:
+        print(dumps([report.to_dict() for report in reports], indent=2))
+    else:
+        for report in reports:
+            _findings(report, only_breaches=len(reports) > 1)
+    return 0 if all(report.ok for report in reports) else 1
+
+
+def _advance(bar: Progress, task: TaskID, name: str, check: str) -> None:
+    bar.update(task, advance=1, description=printable(f"{name}: {check}"))
+
+
+def _findings(report: Report, *, only_breaches: bool) -> None:
+    """Prints the table of a report and its verdict."""
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    shown = report.breaches if only_breaches else report.findings
+    if shown:
+        columns = ("", Column("check", no_wrap=True), "figure", "95 %", "limit", "found")
+        table = Table(*columns, box=SIMPLE, padding=(0, 1, 0, 0))
+        for finding in shown:
+            low, high = finding.low, finding.high
+            interval = "" if low is None or high is None else f"{low:.3f}-{high:.3f}"
+            numbers = ("" if value is None else f"{value:.3f}" for value in (finding.figure, finding.limit))
+            figure, limit = numbers
+            verdict = Text("ok", "green") if finding.ok else Text("BREACH", "bold red")
+            cells = (finding.check, figure, interval, limit, finding.detail)
+            table.add_row(verdict, *(Text(printable(cell)) for cell in cells))
+        console.print(table)
+    levels = ", ".join(map(str, report.levels))
+    count = f"{len(report.findings)} findings, {len(report.breaches) or 'no'} breach{'es' * (len(report.breaches) > 1)}"
+    played = f"{report.seeds} seeds, difficulty {levels}, content {report.content}"
+    console.print(Text(printable(f"{report.environment}: {count} ({played})")))
 
 
 def _converse(

@@ -8,28 +8,37 @@ and judges the world at the end.
 from __future__ import annotations
 
 import copy
+import logging
 import operator
 import sys
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from inspect import Parameter, signature
-from typing import Any, ClassVar, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
 from zlib import crc32
 
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 
 from convgym.errors import ConfigError, EnvError, InfrastructureError, UnknownNameError
+from convgym.registration import no_live_user
 from convgym.rules import Rule, violations
 from convgym.seeding import OwnStreams, Streams, derive_seed
 from convgym.spaces import Utterance
 from convgym.tools import Malformed, Tool, parse_call, run_tool
 from convgym.types import Act, EndReason, Event, Heard, Message, Outcome, Turn
 from convgym.users.base import User
-from convgym.users.families import FAMILIES, dress
+from convgym.users.families import FAMILIES, dress, voice_of
 from convgym.world import World
 
+if TYPE_CHECKING:
+    from convgym.users.llm import Voice
+
 __all__ = ["SPLITS", "ConversationEnv", "Split", "Task", "values_of"]
+
+LOG = logging.getLogger(__name__)
 
 Value = TypeVar("Value")
 
@@ -146,6 +155,7 @@ class ConversationEnv(OwnStreams):
     by_class: ClassVar[bool] = False
     canned_acts: ClassVar[tuple[str, ...]] = ()
     user_acts: ClassVar[tuple[str, ...]] = ()
+    _spec: EnvSpec | None = None
 
     def __init__(
         self,
@@ -223,7 +233,8 @@ class ConversationEnv(OwnStreams):
         )
         task = self.draw(streams, split, options.get("scenario"))
         if self.user != "agenda" or split == "test_user":
-            task.user = dress(task.user, self.user, self.user_options, split, streams)
+            scenario = type(self).__module__.rpartition(".")[2]
+            task.user = dress(task, self.user, split, streams, scenario, self.voice)
         said = task.user.open(streams)
         opening = (Message("system", task.instructions), Message("user", said.text))
         self._root, self._episodes = first, number + 1
@@ -277,6 +288,18 @@ class ConversationEnv(OwnStreams):
         sys.stdout.write("".join(f"{_shown(message)}\n" for message in news))
         return None
 
+    @property  # type: ignore[override]
+    def spec(self) -> EnvSpec | None:
+        """The specification that ``gym.make`` made this env from; an ``llm`` user needs an id that says so."""
+        return self._spec
+
+    @spec.setter
+    def spec(self, spec: EnvSpec | None) -> None:
+        if spec is not None and self.slow and not spec.nondeterministic:
+            raise ConfigError(no_live_user(spec.id))
+        self._spec = spec
+        self.voice  # noqa: B018 - illegal options are an error of gym.make, and not of the first reset
+
     # -- beyond Gymnasium ------------------------------------------------------------------------------------
 
     def transcript(self) -> tuple[Message, ...]:
@@ -299,6 +322,16 @@ class ConversationEnv(OwnStreams):
         """Returns what only oracles and audits may see; micro environments add the exact ``v`` and ``q`` now."""
         task = self._open().task
         return {**task.privileged, **(task.exact(task.world) if task.exact is not None else {})}
+
+    @cached_property
+    def voice(self) -> Voice | None:
+        """The language model that speaks for the user, None for scripted families."""
+        return voice_of(self.user, self.user_options)
+
+    @property
+    def slow(self) -> bool:
+        """Whether somebody is asked over the network; lanes of a vector env then wait together."""
+        return self.user == "llm"
 
     def heard_acts(self) -> tuple[Act, ...]:
         """Returns the acts behind the user's latest words; () after a tool spoke."""
@@ -350,12 +383,15 @@ class ConversationEnv(OwnStreams):
             )
             return Turn(action, call, None, (Message("tool", text),)), None if ending is None else end
         heard = task.understand(action)
-        for act in heard.acts:
-            if act.name in CLAIMS:
-                task.world.log.append(Event(index, act.name, act.slots))
         try:
+            if self.voice is not None:
+                heard = task.user.listen(action, heard, index, episode.streams)  # type: ignore[attr-defined]
+            for act in heard.acts:
+                if act.name in CLAIMS:
+                    task.world.log.append(Event(index, act.name, act.slots))
             reply = task.user.respond(heard, task.world, index, episode.streams)
-        except InfrastructureError:
+        except InfrastructureError as error:
+            LOG.warning("%s", error)
             return Turn(action, None, heard, ()), EndReason.INFRASTRUCTURE
         messages = (Message("user", reply.text),) if reply.text else ()
         return Turn(action, None, heard, messages, reply.acts), reply.end
@@ -379,6 +415,8 @@ class ConversationEnv(OwnStreams):
         if outcome is not None and episode.end is not None:
             score = float(outcome.score)
             info |= {"end_reason": episode.end.value, "success": outcome.success, "score": score}
+        if self.voice is not None:
+            info["user_usage"] = episode.task.user.usage._asdict()  # type: ignore[attr-defined]
         if self.reveal:
             task = episode.task
             info["privileged"] = {**task.privileged, **(task.exact(task.world) if task.exact else {})}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class ConvgymError(Exception):
@@ -62,6 +63,30 @@ class PackError(ConvgymError):
 
 class InfrastructureError(ConvgymError):
     """A remote user or judge that failed for good: the episode says nothing about the agent, and is not counted."""
+
+
+class CassetteError(ConvgymError):
+    """A cassette that is missing or damaged, or lacks the exchange that is asked for."""
+
+
+class LaneError(ConvgymError):
+    """Lanes of a vector environment that raised, after all the others have gone on.
+
+    Attributes:
+        errors: What each of these lanes raised.
+        results: What came of the other lanes.
+    """
+
+    errors: dict[int, BaseException]
+    results: dict[int, Any]
+
+    @classmethod
+    def of(cls, errors: dict[int, BaseException], results: dict[int, Any]) -> LaneError:
+        """Names the lanes and what they raised."""
+        said = "; ".join(f"lane {lane}: {type(error).__name__}: {error}" for lane, error in errors.items())
+        error = cls(f"{len(errors)} of {len(errors) + len(results)} lanes raised ({said}); reset them and go on.")
+        error.errors, error.results = errors, results
+        return error
 
 
 class DivergedError(ConvgymError):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import gymnasium as gym
 
-__all__ = ["ENVIRONMENTS", "register_all"]
+__all__ = ["ENVIRONMENTS", "LIVE", "PACK", "no_live_user", "register_all"]
 
 ENVIRONMENTS: dict[str, tuple[str, str]] = {
     # id: ("module:Class", what it probes)
@@ -74,15 +76,46 @@ ENVIRONMENTS: dict[str, tuple[str, str]] = {
     ),
 }
 
+# The same families with a language model as the user: `convgym/CustomerServiceLLM-v0` and so on. Micro envs
+# have no user whose words could vary.
+LIVE: dict[str, tuple[str, str]] = {
+    env_id.replace("-v0", "LLM-v0"): entry
+    for env_id, entry in ENVIRONMENTS.items()
+    if not entry[1].startswith("micro env")
+}
+
+# Conversations of one's own: `gym.make("convgym/Pack-v0", path=...)`. It stands beside the table, because there is
+# nothing to play without a folder.
+PACK = ("convgym/Pack-v0", "convgym.packs:Pack")
+
+
+def no_live_user(env_id: str) -> str:
+    """Says which id to make for ``user="llm"``."""
+    live = env_id.replace("-v0", "LLM-v0")
+    instead = f"make {live!r}" if live in LIVE else "this family has no such id"
+    return (
+        f"user: expected a deterministic user for {env_id!r}, got 'llm', whose answers may differ each time; "
+        f"{instead}, or replay a recorded user with user='cassette'."
+    )
+
 
 def register_all() -> None:
     """Registers every id with Gymnasium, with convgym's own batched env for ``gym.make_vec``."""
     for env_id, (entry_point, _) in ENVIRONMENTS.items():
-        if env_id not in gym.registry:
-            gym.register(
-                id=env_id,
-                entry_point=entry_point,
-                vector_entry_point=f"convgym.vector:{entry_point.rpartition(':')[2]}Vector",
-                disable_env_checker=True,
-                order_enforce=False,  # the environment itself says when it is stepped out of order
-            )
+        _register(env_id, entry_point, "")
+    _register(*PACK, "")
+    for env_id, (entry_point, _) in LIVE.items():
+        _register(env_id, entry_point, "LLM", kwargs={"user": "llm"}, nondeterministic=True)
+
+
+def _register(env_id: str, entry_point: str, suffix: str, **settings: Any) -> None:
+    if env_id in gym.registry:
+        return
+    gym.register(
+        id=env_id,
+        entry_point=entry_point,
+        vector_entry_point=f"convgym.vector:{entry_point.rpartition(':')[2]}{suffix}Vector",
+        disable_env_checker=True,
+        order_enforce=False,  # the environment itself says when it is stepped out of order
+        **settings,
+    )

@@ -2,26 +2,30 @@
 
 ``gym.make_vec(id, n)`` returns it. A rollout engine that keeps one conversation a lane calls
 :meth:`~ConversationVectorEnv.reset_lane` and :meth:`~ConversationVectorEnv.step_lanes` for just the lanes
-that are ready.
+that are ready. Lanes whose user or judge is asked over the network are awaited together, in threads; scripted
+ones never leave the caller's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Tuple as TupleSpace
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from convgym.errors import ConfigError, EnvError
-from convgym.registration import ENVIRONMENTS
+from convgym.errors import ConfigError, EnvError, LaneError
+from convgym.registration import ENVIRONMENTS, PACK, no_live_user
 from convgym.seeding import derive_seed
 
 __all__ = ["ConversationVectorEnv", "Step", "batch_infos"]
+
+Result = TypeVar("Result")
 
 Step = tuple[str, float, bool, bool, dict[str, Any]]
 """``(obs, reward, terminated, truncated, info)`` of one lane."""
@@ -58,6 +62,8 @@ class ConversationVectorEnv(VectorEnv[tuple[str, ...], tuple[str, ...], np.ndarr
         self.single_action_space = self.envs[0].action_space
         self.observation_space = TupleSpace([env.observation_space for env in self.envs])
         self.action_space = TupleSpace([env.action_space for env in self.envs])
+        self.slow = any(env.has_wrapper_attr("slow") and env.get_wrapper_attr("slow") for env in self.envs)
+        self._threads: ThreadPoolExecutor | None = None
         self._done = [False] * self.num_envs
         self._observations = [""] * self.num_envs
 
@@ -75,13 +81,28 @@ class ConversationVectorEnv(VectorEnv[tuple[str, ...], tuple[str, ...], np.ndarr
         Args:
             lanes: Lane indices.
             actions: One message for each of them.
+
+        Raises:
+            LaneError: If a slow lane raised. The others have been stepped, and the error holds their results.
         """
-        steps: list[Step] = []
-        for lane, action in zip(lanes, actions, strict=True):
-            obs, reward, terminated, truncated, info = self.envs[lane].step(action)
-            self._done[lane] = terminated or truncated
-            steps.append((obs, float(reward), terminated, truncated, info))
-        return steps
+        said = dict(zip(lanes, actions, strict=True))
+        return self._each(lanes, lambda lane: self.step_lane(lane, said[lane]))
+
+    def step_lane(self, lane: int, action: str) -> Step:
+        """Steps one lane, without autoreset."""
+        obs, reward, terminated, truncated, info = self.envs[lane].step(action)
+        self._done[lane] = terminated or truncated
+        return obs, float(reward), terminated, truncated, info
+
+    def submit(self, work: Callable[[], Result]) -> Future[Result]:
+        """Does something with a slow lane in a thread, for engines that go on meanwhile.
+
+        Args:
+            work: Calls :meth:`reset_lane` or :meth:`step_lane`; a lane does one thing at a time.
+        """
+        if self._threads is None:  # lanes with scripted users never need one
+            self._threads = ThreadPoolExecutor(self.num_envs, "convgym-lane")
+        return self._threads.submit(work)
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -105,8 +126,11 @@ class ConversationVectorEnv(VectorEnv[tuple[str, ...], tuple[str, ...], np.ndarr
         if len(seeds) != self.num_envs:
             raise ConfigError(f"seed: expected {self.num_envs} seeds, one a lane, got {len(seeds)}.")
         infos: list[dict[str, Any]] = [{} for _ in self.envs]
-        for lane in np.flatnonzero(mask).tolist():
+
+        def begin(lane: int) -> None:
             self._observations[lane], infos[lane] = self.reset_lane(lane, seed=seeds[lane], options=options)
+
+        self._each(np.flatnonzero(mask).tolist(), begin)
         return tuple(self._observations), batch_infos(infos)
 
     def step(
@@ -122,6 +146,7 @@ class ConversationVectorEnv(VectorEnv[tuple[str, ...], tuple[str, ...], np.ndarr
         Raises:
             EnvError: If there is not one message a lane, or (except under ``NEXT_STEP``) a lane has ended. No
                 lane is stepped then.
+            LaneError: If a slow lane raised. The others have been stepped, and the error holds their results.
         """
         if isinstance(actions, str) or len(actions) != self.num_envs:
             got = "one string" if isinstance(actions, str) else len(actions)
@@ -134,19 +159,41 @@ class ConversationVectorEnv(VectorEnv[tuple[str, ...], tuple[str, ...], np.ndarr
         rewards = np.zeros(self.num_envs)
         terminated, truncated = np.zeros(self.num_envs, np.bool_), np.zeros(self.num_envs, np.bool_)
         infos: list[dict[str, Any]] = []
-        for lane, action in enumerate(actions):
-            if self._done[lane]:  # NEXT_STEP: the action is thrown away
-                obs, info = self.reset_lane(lane)
-            else:
-                obs, rewards[lane], ended, cut, info = self.envs[lane].step(action)
-                terminated[lane], truncated[lane], self._done[lane] = ended, cut, ended or cut
-                if self._done[lane] and self.autoreset_mode is AutoresetMode.SAME_STEP:
-                    final = {"final_obs": obs, "final_info": info}
-                    obs, info = self.reset_lane(lane)
-                    info = {**final, **info}
-            self._observations[lane] = obs
+        steps = self._each(range(self.num_envs), lambda lane: self._turn(lane, actions[lane]))
+        for lane, (_, reward, ended, cut, info) in enumerate(steps):
+            rewards[lane], terminated[lane], truncated[lane] = reward, ended, cut
             infos.append(info)
         return tuple(self._observations), rewards, terminated, truncated, batch_infos(infos)
+
+    def _turn(self, lane: int, action: str) -> Step:
+        """One lane's part of a step, autoreset included."""
+        reward, ended, cut = 0.0, False, False
+        if self._done[lane]:  # NEXT_STEP: the action is thrown away
+            obs, info = self.reset_lane(lane)
+        else:
+            obs, reward, ended, cut, info = self.step_lane(lane, action)
+            if self._done[lane] and self.autoreset_mode is AutoresetMode.SAME_STEP:
+                final = {"final_obs": obs, "final_info": info}
+                obs, info = self.reset_lane(lane)
+                info = {**final, **info}
+        self._observations[lane] = obs
+        return obs, reward, ended, cut, info
+
+    def _each(self, lanes: Sequence[int], work: Callable[[int], Result]) -> list[Result]:
+        """Does the same with several lanes; slow ones are awaited together.
+
+        Raises:
+            LaneError: If slow lanes raised, after all of them are done.
+        """
+        if not self.slow or len(lanes) < 2:
+            return [work(lane) for lane in lanes]
+        futures = {lane: self.submit(partial(work, lane)) for lane in lanes}
+        wait(futures.values())
+        errors = {lane: error for lane, future in futures.items() if (error := future.exception()) is not None}
+        results = {lane: future.result() for lane, future in futures.items() if lane not in errors}
+        if errors:
+            raise LaneError.of(errors, results)
+        return list(results.values())
 
     def render(self) -> tuple[Any, ...]:
         """Renders every lane."""
@@ -154,6 +201,8 @@ class ConversationVectorEnv(VectorEnv[tuple[str, ...], tuple[str, ...], np.ndarr
 
     def close_extras(self, **kwargs: Any) -> None:
         """Closes every lane."""
+        if self._threads is not None:
+            self._threads.shutdown()
         for env in self.envs:
             env.close()
 
@@ -201,11 +250,16 @@ def _load(entry_point: str) -> Callable[..., gym.Env[str, str]]:
     return loaded
 
 
-def _vector(entry_point: str, num_envs: int, **settings: Any) -> ConversationVectorEnv:
+def _vector(entry_point: str, suffix: str, num_envs: int, **settings: Any) -> ConversationVectorEnv:
+    if settings.get("user") == "llm" and not suffix:
+        raise ConfigError(no_live_user(f"convgym/{entry_point.rpartition(':')[2]}-v0"))
     mode = settings.pop("autoreset_mode", AutoresetMode.NEXT_STEP)
     return ConversationVectorEnv([partial(_load(entry_point), **settings)] * num_envs, mode)
 
 
 # One name for each family, so that an EnvSpec can hold the vector entry point as a string.
 for _entry_point, _ in ENVIRONMENTS.values():
-    globals()[f"{_entry_point.rpartition(':')[2]}Vector"] = partial(_vector, _entry_point)
+    for _suffix in ("", "LLM"):
+        _name = f"{_entry_point.rpartition(':')[2]}{_suffix}Vector"
+        globals()[_name] = partial(_vector, _entry_point, _suffix)
+PackVector = partial(_vector, PACK[1], "")

@@ -7,20 +7,34 @@ A page for each environment from its class docstring, and the measured tables be
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 
 import gymnasium as gym
-import yaml
 
 import convgym
+from benchmarks import understanding
 from convgym import agents
-from convgym.wrappers import CostPenalty, Format, LengthCost, Politeness, ProgressShaping, TurnCost
+from convgym.wrappers import (
+    Clip,
+    CostPenalty,
+    Delay,
+    Empathy,
+    Format,
+    LengthCost,
+    Noise,
+    Normalize,
+    Politeness,
+    ProgressShaping,
+    Repetition,
+    Scale,
+    TerminalOnly,
+    TurnCost,
+)
 from convgym.wrappers.hackability import CHEATS, measure
 
 DOCS = Path(__file__).parent
-PHRASINGS = DOCS.parent / "tests" / "convgym" / "phrasings.yaml"
 AGENTS = ("oracle", "clerk", "greedy", "always-refuse", "silent")
 EPISODES = 100
 SHOWN = 4  # seed of the conversation that a page shows
@@ -113,15 +127,27 @@ def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 # -- tables in the concept pages ---------------------------------------------------------------------
 
-WEIGHTED = (
+WEIGHTED: tuple[tuple[str, Callable[[float, gym.Env], gym.Env], float], ...] = (
     # wrapper at weight w, its default weight
     ("Politeness(paid='always')", lambda w, env: Politeness(env, w, "always"), 0.1),
     ("Politeness()", lambda w, env: Politeness(env, w), 0.1),
+    ("Empathy(paid='always')", lambda w, env: Empathy(env, w, "always"), 0.1),
+    ("Empathy()", lambda w, env: Empathy(env, w), 0.1),
     ("Format()", lambda w, env: Format(env, w), 0.1),
+    ("Repetition()", lambda w, env: Repetition(env, w), 0.1),
     ("TurnCost()", lambda w, env: TurnCost(env, w), 0.01),
     ("LengthCost()", lambda w, env: LengthCost(env, w), 0.001),
     ("CostPenalty()", lambda w, env: CostPenalty(env, w), 1.0),
     ("ProgressShaping()", lambda w, env: ProgressShaping(env, w), 1.0),
+)
+NEUTRAL: tuple[tuple[str, Callable[[gym.Env], gym.Env]], ...] = (
+    # wrappers that move, scale or blur the reward, and pay for nothing of their own
+    ("Clip()", Clip),
+    ("Scale(0.5)", lambda env: Scale(env, 0.5)),
+    ("Normalize()", Normalize),
+    ("Noise(0.1)", lambda env: Noise(env, 0.1)),
+    ("TerminalOnly()", TerminalOnly),
+    ("Delay()", Delay),
 )
 
 
@@ -146,6 +172,20 @@ def hackability(env_id: str = "convgym/CustomerService-v0", episodes: int = EPIS
                 f"{min(turning):.3g}" if turning else "none",
             )
         )
+    for name, put in NEUTRAL:
+        got = {row.agent: row for row in measure(env_id, put, episodes=episodes)}
+        best = max(CHEATS, key=lambda cheat: got[cheat].total)
+        rows.append(
+            (
+                f"`{name}`",
+                "",
+                *(f"{got[agent].total:.3f}" for agent in ("oracle", "courteous", "clerk")),
+                f"{got[best].total + 0.0:.3f}",
+                f"{got[best].success:.2f}",
+                f"{got['oracle'].total - got[best].total:.3f}",
+                "",
+            )
+        )
     head = (
         "wrapper",
         "weight",
@@ -161,19 +201,11 @@ def hackability(env_id: str = "convgym/CustomerService-v0", episodes: int = EPIS
 
 
 def recall() -> str:
-    """Returns the table of how much of free phrasing is understood."""
-    rows = []
-    for family, acts in yaml.safe_load(PHRASINGS.read_text("utf-8")).items():
-        listen = import_module(f"convgym.scenarios.{family}").listen
-        counts: dict[str, list[int]] = {}
-        for key, lines in acts.items():
-            act, _, value = key.partition("/")
-            for line in lines:
-                heard = listen(line).acts
-                hit = any(each.name == act and (not value or value in each.slots.values()) for each in heard)
-                counts.setdefault(act, []).append(hit)
-        rows += [(family, act, str(len(hits)), f"{sum(hits) / len(hits):.2f}") for act, hits in counts.items()]
-    return table(("family", "act", "phrasings", "recall"), rows)
+    """Returns the table of how much of free phrasing is understood, in the seen and the unseen part."""
+    lines = list(understanding.phrasings())
+    parts = [understanding.measure([line for line in lines if line.unseen is unseen]) for unseen in (False, True)]
+    head = ("act", "seen", "recall", "precision", "unseen", "recall", "precision")
+    return table(head, [tuple(row) for row in understanding.rows(*parts)])
 
 
 def fill(path: Path, name: str, text: str) -> None:

@@ -13,8 +13,10 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -206,6 +208,8 @@ class _Run:
     def all(self, requests: Sequence[EpisodeRequest]) -> None:
         waiting = deque(enumerate(requests))
         free = list(range(min(self.envs.num_envs, self.engine.lanes)))[::-1]
+        if self.envs.slow:
+            return self.all_slow(waiting, free)
         while waiting or self.live:
             while waiting and free:
                 lane = free.pop()
@@ -217,20 +221,57 @@ class _Run:
                 texts = self.chat.texts([turn.ids for turn in turns])
             free += [turn.lane for turn, text in zip(turns, texts) if not self.proceed(turn, text)]
 
-    def begin(self, lane: int, index: int, request: EpisodeRequest) -> bool:
+    def all_slow(self, waiting: deque[tuple[int, EpisodeRequest]], free: list[int]) -> None:
+        """The same for users that are asked over a network: lanes speak while others wait for their answer."""
+        asked: dict[Future[Any], Callable[[Future[Any]], tuple[int, bool]]] = {}
+        try:
+            while waiting or asked or self.live:
+                while waiting and free:
+                    lane, (index, request) = free.pop(), waiting.popleft()
+                    reset = self.envs.submit(self.opening(lane, request))
+                    asked[reset] = partial(self.begun, lane, index, request)
+                with self.timed("engine"):
+                    turns = self.engine.advance()  # at once if no lane has a turn to take
+                with self.timed("chat"):
+                    texts = self.chat.texts([turn.ids for turn in turns])
+                for turn, text in zip(turns, texts):
+                    step = self.envs.submit(partial(self.envs.step_lane, turn.lane, text))
+                    asked[step] = partial(self.answered, turn, text)
+                with self.timed("env"):
+                    answered, _ = wait(asked, timeout=0 if turns else None, return_when=FIRST_COMPLETED)
+                for future in answered:
+                    lane, on = asked.pop(future)(future)
+                    free += [] if on else [lane]
+        finally:
+            wait(asked)  # a lane that is still being stepped may not be touched by anybody else
+
+    def begun(self, lane: int, index: int, request: EpisodeRequest, reset: Future[Any]) -> tuple[int, bool]:
+        return lane, self.begin(lane, index, request, reset.result)
+
+    def answered(self, turn: Turn, text: str, step: Future[Any]) -> tuple[int, bool]:
+        return turn.lane, self.proceed(turn, text, step.result)
+
+    def opening(self, lane: int, request: EpisodeRequest) -> Callable[[], tuple[str, dict[str, Any]]]:
+        """What resets a lane for a request."""
+        options = dict(request.options) if request.options else None
+        return partial(self.envs.reset_lane, lane, seed=request.env_seed, options=options)
+
+    def begin(
+        self, lane: int, index: int, request: EpisodeRequest, reset: Callable[[], Any] | None = None
+    ) -> bool:
         """Opens a conversation; False if that failed."""
         self.live[lane] = _Live(index, request)
-        options = dict(request.options) if request.options else None
+        reset = reset or self.opening(lane, request)
         try:
             with self.timed("env"):
-                obs, info = self.envs.reset_lane(lane, seed=request.env_seed, options=options)
+                obs, info = reset()
             self.hear(lane, obs, info, None)
         except Exception:
             self.set_aside(lane, traceback.format_exc())
             return False
         return True
 
-    def proceed(self, turn: Turn, text: str) -> bool:
+    def proceed(self, turn: Turn, text: str, step: Callable[[], Any] | None = None) -> bool:
         """Says a finished turn to its environment; False if that ended the conversation."""
         live = self.live[turn.lane]
         live.spans.append((len(live.ids), turn))
@@ -239,7 +280,10 @@ class _Run:
         try:
             # One lane at a time: an exception must be known to be this lane's.
             with self.timed("env"):
-                [(obs, reward, terminated, truncated, info)] = self.envs.step_lanes([turn.lane], [text])
+                if step is None:
+                    [(obs, reward, terminated, truncated, info)] = self.envs.step_lanes([turn.lane], [text])
+                else:
+                    obs, reward, terminated, truncated, info = step()
             self.reward(live, reward, info)
             ended = bool(terminated or truncated)
             if not ended and self.hear(turn.lane, obs, info, turn):

@@ -87,7 +87,7 @@ def _moves(game: Game, count: int, round_: int) -> Iterator[str]:
 
 
 def _play_gem(game: Game, steps: int, round_: int) -> tuple[float, int]:
-    import gem 
+    import gem
 
     env, resets = gem.make(game.id), 1
     moves = _moves(game, steps, round_)
@@ -102,7 +102,7 @@ def _play_gem(game: Game, steps: int, round_: int) -> tuple[float, int]:
 
 
 def _play_textarena(game: Game, steps: int, round_: int) -> tuple[float, int]:
-    import textarena 
+    import textarena
 
     env, resets = textarena.make(game.id), 1
     moves = _moves(game, steps, round_)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar
 
 import gymnasium as gym
 
+from convgym.agents.exploiters import Scripted
 from convgym.language.speak import load_bank, say
 from convgym.scenarios.customer_service import ITEMS, RETURNS
 from convgym.tools import format_call
 
-__all__ = ["Clerk", "Greedy", "Oracle"]
+__all__ = ["EXPLOITERS", "Clerk", "Greedy", "Oracle"]
 
 SLIPS = {
     # mistake: probability that a clerk makes it in an episode
@@ -166,3 +167,93 @@ class Greedy:
                 yield f"Shall I {offers.get(intent, intent)}{' the ' + each['item'] if 'item' in each else ''}?"
             yield format_call(intent, each)
         yield "Done, it has been processed."
+
+
+class Cheat(Scripted):
+    """The base of the cheats: what the opening says about the order, the intent and the things."""
+
+    @property
+    def order(self) -> str:
+        """The first number of four digits that the customer said."""
+        return next(iter(re.findall(r"\b\d{4}\b", self.heard)), "0")
+
+    def writes(self) -> list[str]:
+        """The calls that do at once what the customer seems to want."""
+        low = self.heard.rpartition("User: ")[2].lower()
+        if "cancel" in low:
+            return [format_call("cancel", {"order": self.order})]
+        items = [item for item in ITEMS if re.search(rf"\b{item}\b", low)]
+        if items:
+            intent = "exchange" if re.search("exchange|swap|replace|new", low) else "refund"
+            return [format_call(intent, {"order": self.order, "item": item}) for item in items]
+        city = next(iter(re.findall(r"\b(?:to|in|In|To) ([A-Z][a-z]+)", self.heard)), "Oslo")
+        return [format_call("set_address", {"order": self.order, "city": city})]
+
+
+class BlindWriter(Cheat):
+    """Looks the order up and changes it without asking who speaks."""
+
+    def steps(self) -> Iterator[str]:
+        """Looks up, writes, reports."""
+        writes = self.writes()
+        yield format_call("get_order", {"order": self.order})
+        yield from writes
+        yield "Done, it has been processed."
+
+
+class CodeGuesser(Cheat):
+    """Proves the customer's identity with codes of its own, and then changes the order."""
+
+    def steps(self) -> Iterator[str]:
+        """Looks up, guesses, writes."""
+        writes = self.writes()
+        yield format_call("get_order", {"order": self.order})
+        for code in (self.order, "1234", "12345", str(self.rng.randrange(1_000, 10_000))):
+            yield format_call("verify", {"order": self.order, "code": code})
+        yield from writes
+        yield "Done, it has been processed."
+
+
+class EscalateAll(Cheat):
+    """Hands every order over to a supervisor, which is right in one of the five outcomes."""
+
+    ceiling: ClassVar[float | None] = 0.3  # 1/5, and what chance adds in the smallest audits
+
+    def steps(self) -> Iterator[str]:
+        """Looks up and hands over."""
+        yield format_call("get_order", {"order": self.order})
+        yield format_call("escalate", {"order": self.order, "reason": "limit"})
+
+
+class ListReasons(Cheat):
+    """Looks the order up and refuses for every reason at once."""
+
+    def steps(self) -> Iterator[str]:
+        """Looks up and refuses."""
+        yield format_call("get_order", {"order": self.order})
+        yield (
+            "Sorry, I can't: the return window is over, it is final sale, it has already shipped "
+            "and it is over the limit."
+        )
+
+
+class RefuseAll(Cheat):
+    """Looks the order up and refuses for the likeliest reason, which is right for some of the fifth to refuse."""
+
+    ceiling: ClassVar[float | None] = 0.25  # 1/5 x (1/2 to 1), and what chance adds in the smallest audits
+
+    def steps(self) -> Iterator[str]:
+        """Looks up and refuses until the customer leaves."""
+        returns = any(f'"{name}"' in self.writes()[0] for name in RETURNS)
+        yield format_call("get_order", {"order": self.order})
+        for _ in range(9):
+            yield "Sorry, I can't: " + ("the return window is over." if returns else "it has already shipped.")
+
+
+EXPLOITERS: dict[str, Callable[[gym.Env[str, str], random.Random], Any]] = {
+    "blind-writer": BlindWriter,
+    "code-guesser": CodeGuesser,
+    "escalate-all": EscalateAll,
+    "list-reasons": ListReasons,
+    "refuse-all": RefuseAll,
+}

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import gymnasium as gym
 
+from convgym.agents.exploiters import Scripted
 from convgym.language.speak import load_bank, say
 from convgym.scenarios.slot_filling import SLOTS
 from convgym.tools import format_call
 
-__all__ = ["Clerk", "Greedy", "Oracle"]
+__all__ = ["EXPLOITERS", "Clerk", "Greedy", "Oracle"]
 
 SLIPS = {
     # mistake: probability that a clerk makes it in an episode
@@ -100,3 +101,55 @@ class Greedy:
             found = re.search(rf"\b(?:{pattern})\b", self.heard)
             values[slot] = found.group() if found else (SLOTS[slot] or ("1234",))[0]
         yield format_call("submit", values)
+
+
+class Cheat(Scripted):
+    """The base of the cheats: the slots of the form, and the values that were heard."""
+
+    def form(self) -> list[str]:
+        """The slots that the instructions name."""
+        head = self.heard.partition("\n\nUser: ")[0]
+        return [slot for slot in SLOTS if re.search(rf"\b{slot}\b", head.partition(". ")[0])]
+
+    def submit(self, slots: list[str]) -> str:
+        """Hands in the last value heard for each slot, or any value."""
+        said = "\n".join(self.heard.split("User: ")[1:])
+        values = {}
+        for slot in slots:
+            heard = re.findall(rf"\b(?:{'|'.join(SLOTS[slot]) or '[0-9]{4}'})\b", said)
+            values[slot] = heard[-1] if heard else self.rng.choice(SLOTS[slot] or ("1234",))
+        return format_call("submit", values)
+
+
+class EarlySubmitter(Cheat):
+    """Asks nothing, and guesses what was not volunteered."""
+
+    def steps(self) -> Iterator[str]:
+        """Submits."""
+        yield self.submit(self.form())
+
+
+class ListsValues(Cheat):
+    """Writes every value there is into each slot, as far as a call may be long."""
+
+    def steps(self) -> Iterator[str]:
+        """Submits."""
+        values = {slot: ", ".join(SLOTS[slot] or ("1234", "4321"))[:200] for slot in self.form()}
+        yield format_call("submit", values)
+
+
+class AsksAgain(Cheat):
+    """Asks for one slot again and again, and hands nothing in."""
+
+    def steps(self) -> Iterator[str]:
+        """Asks for as long as the guest bears it."""
+        slot = self.rng.choice(self.form())
+        while True:
+            yield f"What {slot}, please?"
+
+
+EXPLOITERS: dict[str, Callable[[gym.Env[str, str], random.Random], Any]] = {
+    "early-submitter": EarlySubmitter,
+    "lists-values": ListsValues,
+    "asks-again": AsksAgain,
+}

@@ -8,7 +8,7 @@ from typing import Any
 
 import gymnasium as gym
 
-__all__ = ["Clerk", "Greedy", "Oracle"]
+__all__ = ["EXPLOITERS", "Clerk", "Greedy", "Oracle"]
 
 
 class Oracle:
@@ -50,3 +50,22 @@ class Greedy(Oracle):
         if "pays 0" in obs:
             self.at = (self.at + 1) % len(self.words)
         return self.words[self.at]
+
+
+class AllWords(Greedy):
+    """Names every word in every message."""
+
+    def act(self, obs: str, info: Mapping[str, Any]) -> str:
+        """Lists them."""
+        return ", ".join(self.words)
+
+
+class Two(Greedy):
+    """Names two words at once, to double the chance."""
+
+    def act(self, obs: str, info: Mapping[str, Any]) -> str:
+        """Names the first and the last."""
+        return f"{self.words[0]} or {self.words[-1]}"
+
+
+EXPLOITERS = {"all-words": AllWords, "two-words": Two}

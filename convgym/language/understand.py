@@ -1,7 +1,8 @@
-"""Text to speech acts: patterns over normalised text, with a domain's own slots, reasons and verbs.
+"""Text to speech acts: patterns sentence by sentence, with a domain's own slots, reasons and verbs, and a classifier.
 
 The listener is forgiving about wording and strict about facts: it looks for the act (a question about a slot,
-a refusal and its reason, a report, a promise) and takes values only in the forms that the domain lists.
+a refusal and its reason, a report, a promise) and takes values only in the forms that the domain lists. Where no
+pattern finds an act, the n-gram classifier guesses which act it is; slots, reasons and verbs are still the domain's.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+from convgym.language.classify import classify
 from convgym.types import Act, Heard
 
 __all__ = ["Domain", "understand"]
 
 READ = 2_000  # characters that a person reads of one message; also bounds the work of the patterns
+SURE = 0.7  # probability from which the classifier is believed; precision there is shown by benchmarks.understanding
 
 
 def _words(*patterns: str) -> re.Pattern[str]:
@@ -23,39 +26,112 @@ def _words(*patterns: str) -> re.Pattern[str]:
     return re.compile(rf"\b(?:{'|'.join(patterns)})\b")
 
 
+_SENTENCE = re.compile(r"[^.!?;\n]*(?:\.(?=\d)[^.!?;\n]*)*[.!?;\n]*")
+_SUPPOSED = _words(  # what follows is not said to be so
+    r"if|unless|in case|whether|whenever|had (?:i|we|you|it|the|this|they)|(?:would|could|should|might) have",
+    r"once (?:you|we|it|i|the|an?|this|that|[a-z]+ed)",
+)
+_OPEN_QUESTION = _words(
+    r"(?:^|and|so|but|at|in|on|for|under|to|with|by) ?(?:what|which|who|whom|whose|where|when|how)",
+    r"[,:!-] ?(?:what|which|who|whom|whose|where|when|how)",
+)
 _ASKS = _words(
-    r"(?:could|can|may|would) (?:you|i)|please|what|which|when|where|how many",
-    r"i(?:'ll| will)? (?:also )?need|(?:tell|give|send) me",
-    r"(?:provide|share|confirm|state|verify) (?:me )?(?:your|the)",
+    r"(?:could|can|may|would|might) (?:you|i|we)|please|pls|what|whats|which|when|where|who|how many|any",
+    r"i(?:'ll| will|'m going to| am going to)? (?:also |just )?(?:need|require)|(?:tell|give|send) (?:me|us)|"
+    r"let (?:me|us) (?:know|have)",
+    r"(?:provide|share|confirm|state|verify|name|quote|enter|pick|choose|specify|type) (?:me )?(?:your|the|a|an|which)",
+    r"(?:waiting for|missing is|one more thing|is it|was it|is the|do you (?:want|prefer)|would you (?:rather|like))",
 )
 _OFFERS = _words(
-    r"(?:shall|should) (?:i|we)|do you want (?:me|us) to|would you like (?:me|us) to|ok(?:ay)? (?:if i|to)",
-    r"is it (?:ok|okay|alright|right)|is that (?:correct|right|ok|okay)|(?:may|can) i (?:go ahead|proceed)",
-    r"do you confirm|please confirm|ready for me to",
+    r"(?:shall|should) (?:i|we)|(?:do you |would you |you )?(?:want|like) (?:me|us) to|ok(?:ay)? (?:if|to)",
+    r"(?:is|are|does|do) (?:it|that|this|everything|all|these|you) (?:all |both |still )?"
+    r"(?:ok|okay|alright|all right|right|correct|fine|good|sound|look|sure|certain|happy|agree)",
+    r"(?:may|can|could|might) (?:i|we) (?!(?:please )?(?:have|get|ask|know|see|take|help|assist|also|interest|"
+    r"just ask))",
+    r"would (?:it|that|you) be (?:ok|okay|alright|all right|right|fine|happy|good)|would you like that|want that",
+    r"do you (?:confirm|agree|want the|want a|still want)|ready (?:for me )?to|can you confirm (?:that )?(?:you|"
+    r"the [a-z]+ation)",
+    r"please confirm(?! (?:your|the (?:[a-z]+ )?(?:zip|pin|number|code|city|name|day|date|time|order number)))",
+    r"(?:say|reply|answer) yes|yes or no|am i (?:right|correct)|(?:can|may) i take it|did i get (?:that|it|this|"
+    r"everything)",
+    r"(?:just )?to (?:confirm|be (?:sure|certain|clear|safe)|double.?check)|double.?checking|just checking",
 )
+_TAGGED = re.compile(r"(?:, ?|\b)(?:correct|right|yes|ok|okay|yeah|alright|agreed|then) ?\?")
 _CANNOT = _words(
-    r"can(?:no|')t|can not|unable|not able|not possible|impossible|not eligible|ineligible|not allowed",
-    r"not permitted|won't be able|(?:have to|must) (?:decline|refuse)|does(?:n't| not) qualify",
-    r"could(?:n't| not)|not (?:refundable|returnable|covered)|no longer",
+    r"can(?:no|')?t(?! (?:thank|wait|see|find|hear|promise))|can not|unable|not able|not possible|n't possible|"
+    r"impossible",
+    r"(?:not|n't|in) ?eligible|ineligible|(?:not|n't) (?:allowed|permitted|something|authori[sz]ed|permit|"
+    r"let me|accept|offer)",
+    r"won't (?:be able|be possible|work)|will not be (?:able|possible)|(?:have to|must|need to|has been|was|been) "
+    r"(?:declined?|refused?|rejected|den(?:y|ied)|turn(?:ed)? (?:you |it |this )?down)|does(?:n't| not) qualify",
+    r"could(?:n't| not)|(?:not|neither|non.?) ?(?:be )?(?:refund(?:able|ed)|return(?:able|ed)|exchange(?:able|"
+    r"d)|covered)",
+    r"no longer (?:be |possible|change|cancel|refund|eligible)|out of the question|no can do|(?:no|"
+    r"not any) (?:refunds?|returns?|exchanges?)",
+    r"too late|past (?:the|your|our|my)|lack the|(?:excluded|exempt) from|beyond (?:my|the|our)|have to decline|"
+    r"must decline",
+    r"aren't mine|only (?:my|a|the|our) (?:supervisor|manager) can",
 )
 _DONE = _words(
-    r"done|all set|taken care",
-    r"(?:been|i|i've|we|we've|have|has|is|are|was|now|it's|successfully) (?:now |just |been |successfully )*"
-    r"(?:refunded|cancell?ed|exchanged|replaced|updated|changed|processed|completed|booked|submitted|issued)",
-    r"^(?:refunded|cancell?ed|updated|changed)",
+    r"done|all set|taken care of",
+    r"(?:been|i|i've|we|we've|have|has|is|are|was|were|now|it's|'s|successfully|just|managed to|able to|already) "
+    r"(?:now |just |been |successfully |already |fully |also )*"
+    r"(?:refund(?:ed)?|cancel(?:l?ed)?|exchange(?:d)?|replaced?|swapped|updated?|changed?|switched|processed|completed|"
+    r"booked|submitted|issued|credited|redirected|rerouted|reimbursed|returned your|sent (?:you )?a (?:new|"
+    r"replacement))",
+    r"^(?:ok(?:ay)?,? |great,? |good news[,:]? )?(?:refunded|cancell?ed|updated|changed|exchanged|swapped|replaced)",
+    r"(?:refund|exchange|cancell?ation|replacement|address change|swap) (?:is |was |has been |now )?"
+    r"(?:issued|complete|completed|processed|done|confirmed|went through|sent|approved|in place)",
+    r"that's the (?:address|order|refund|lamp|item) (?:changed|cancell?ed|done|updated)",
+)
+_NOT_SO = _words(
+    r"not|never|no(?! (?:problem|worries))|nor|n't|hardly|isn't|hasn't|haven't|wasn't|weren't|didn't|aren't|"
+    r"won't|yet to be|last (?:year|month|week)"
 )
 _PROMISE = _words(
-    r"i(?:'ll| will| am going to|'m going to)|let me|one (?:moment|second|minute)|hold on|please wait",
-    r"right away",
+    r"i(?:'ll| will| am going to|'m going to| shall) (?!(?:also |just )?(?:need|be (?:your|assisting|helping|"
+    r"happy|glad)|require|let you))",
+    r"let me (?!know)|let's (?:see|check|have a look)|hold (?:on|for|please|the line)|please wait|right away|"
+    r"bear with me",
+    r"(?:one|a|1|just a|few|two|a few|couple of|a couple of) (?:moments?|seconds?|minutes?|mins?|secs?|tick|jiffy)",
+    r"(?:i'm|i am|we're|we are|just|currently|now) (?:now |just |currently )*"
+    r"(?:checking|looking|working|verifying|processing|pulling|on it|reviewing|getting|taking care)|on it|give me",
 )
 _SMALL_TALK = (
-    ("empathy", _words(r"sorry|apologi[sz]e|i understand|frustrating|inconvenience")),
-    ("offer", _words(r"anything else|else (?:can|may) i|further (?:help|questions)")),
-    ("bye", _words(r"good ?bye|bye|have a (?:nice|good|great|lovely)|take care")),
-    ("thank", _words(r"thank(?:s| you)")),
-    ("greet", _words(r"hello|hi|hey|welcome|good (?:morning|afternoon|evening)|how (?:can|may) i help")),
-    ("affirm", _words(r"^(?:ok|okay|sure|yes|of course|certainly|alright|got it|noted)")),
-)
+    ("empathy", _words(
+        r"sorry|apolog(?:y|ies|i[sz]e)|i (?:completely |fully |totally |really )?understand|understandabl[ey]|"
+        r"frustrat\w+",
+        r"inconvenience|empathi[sz]e|feel for you|a shame|(?:must|does|sounds?|can) (?:be |have been |so |very )*"
+        r"(?:annoying|hard|difficult|stressful|upsetting|terrible|awful|disappointing|frustrating)|hassle|oh no|regret",
+    )),
+    ("offer", _words(
+        r"anything else|something else|else (?:can|may|could|should) (?:i|we)|else i can|further (?:help|"
+        r"questions|assistance|requests?)",
+        r"(?:any|another|other|more) (?:other |more )?(?:questions?|requests?|concerns?|matters?|support|"
+        r"issues?|help)|was that all|is that all|will that be all",
+    )),
+    ("bye", _words(
+        r"good ?bye|bye|(?:have|enjoy|wish\w*(?: you)?) (?:a |the |an |your )?(?:rest of your |very )?"
+        r"(?:nice|good|great|lovely|pleasant|wonderful|fantastic|blessed|rest|day|evening|weekend)|take care|"
+        r"farewell|cheerio",
+        r"see you|until next time|good ?night|so long|all the best|talk (?:to you )?soon",
+    )),
+    ("thank", _words(r"thank(?:s| you|ful)|thx|ty|tysm|appreciate[ds]?|much appreciated|grateful|cheers|obliged|"
+    r"gratitude")),
+    ("greet", _words(
+        r"hello|hi|hey|heya|hiya|howdy|welcome|greetings|g'day|yo|good (?:morning|afternoon|evening|day)|"
+        r"^(?:morning|evening|afternoon)",
+        r"how (?:can|may|could|do) (?:i|we) (?:be of |help|assist)|what (?:can|may|could) (?:i|we) (?:do|help)|"
+        r"how are you",
+    )),
+    ("affirm", _words(
+        r"^(?:ok|okay|sure|yes|yep|yeah|yup|of course|certainly|alright|all right|absolutely|definitely|exactly|"
+        r"got it|noted|"
+        r"understood|right|roger|indeed|correct|perfect|fine|great|agreed|very well|no problem|lovely|will do|gladly)",
+        r"duly noted|got it|no problem|sounds good|of course|you're (?:right|absolutely right)|that's (?:right|"
+        r"correct)|makes sense",
+    )),
+)  # fmt: skip
 _AMOUNT = re.compile(
     r"\brefund(?:ed)?(?: of)?(?: you)?(?: the)? [$€£]?(\d[\d,]*(?:\.\d+)?)\b|[$€£](\d[\d,]*(?:\.\d+)?)"
 )
@@ -102,29 +178,94 @@ def understand(domain: Domain, text: str) -> Heard:
 
 @lru_cache(maxsize=8_192)
 def _understand(domain: Domain, text: str) -> Heard:
-    text = " ".join(text.replace("’", "'").lower().split())
-    if not text:
+    text = text.replace("’", "'").lower()
+    if not text.strip():
         return Heard((), True)
-    slots, reasons, verbs, items = _compiled(domain)
-    acts: list[Act] = []
-    cannot = _CANNOT.search(text)
-    if cannot is not None:
-        found = [name for name, pattern in reasons if pattern.search(text)]
-        after = sorted({match.group() for match in items[0][1].finditer(text, cannot.start())})
-        item = after[0] if len(after) == 1 else ""
-        acts.extend(Act("refuse", {"reason": reason, "item": item}) for reason in (found or [""]))
-    if _DONE.search(text if cannot is None else text[: cannot.start()]):
-        amounts = [one or other for one, other in _AMOUNT.findall(text)]
-        acts.extend(Act("done", {"amount": amount.replace(",", "")}) for amount in amounts or [""])
-    elif cannot is None and _OFFERS.search(text):
-        named = {match.group() for match in items[0][1].finditer(text)}
-        item = named.pop() if len(named) == 1 else ""
-        acts.extend(
-            Act("confirm", {"intent": name, "item": item}) for name, pattern in verbs if pattern.search(text)
-        )
-    if not acts and ("?" in text or _ASKS.search(text)):
-        acts.extend(Act("request", {"slot": name}) for name, pattern in slots if pattern.search(text))
-    if not acts and _PROMISE.search(text):
-        acts.append(Act("promise", {}))
-    acts.extend(Act(name, {}) for name, pattern in _SMALL_TALK if pattern.search(text))
+    read = _Reading(domain, " ".join(text.split()))
+    sentences = [" ".join(found.split()) for found in _SENTENCE.findall(text) if found.strip()]
+    acts = read.claims(sentences)
+    if not acts:
+        acts = read.questions(sentences)
+    if not acts:
+        acts = read.guess()
+    acts += [Act(name, {}) for name, pattern in _SMALL_TALK if pattern.search(read.text)]
+    acts = list({(act.name, *act.slots.values()): act for act in acts}.values())
     return Heard(tuple(acts), bool(acts))
+
+
+class _Reading:
+    """One message, read for one domain."""
+
+    def __init__(self, domain: Domain, text: str) -> None:
+        self.text = text
+        self.slots, self.reasons, self.verbs, self.items = _compiled(domain)
+
+    def claims(self, sentences: list[str]) -> list[Act]:
+        """Refusals and reports: what the agent is held to. Suppositions and questions claim nothing."""
+        acts: list[Act] = []
+        at = 0
+        for sentence in sentences:
+            at = max(at, self.text.find(sentence, at))
+            if sentence.endswith("?") or _SUPPOSED.search(sentence):
+                continue
+            cannot = _CANNOT.search(sentence)
+            if cannot is not None:
+                acts = acts or self.refusal(at + cannot.start())
+                continue
+            done = _DONE.search(sentence)
+            if done is not None and not _NOT_SO.search(sentence):
+                acts += self.report()
+        return acts
+
+    def refusal(self, start: int) -> list[Act]:
+        """A refusal for every reason given; about one thing if just one is named from ``start`` on."""
+        after = {match.group() for match in self.items[0][1].finditer(self.text, start)}
+        item = after.pop() if len(after) == 1 else ""
+        found = [name for name, pattern in self.reasons if pattern.search(self.text)]
+        return [Act("refuse", {"reason": reason, "item": item}) for reason in (found or [""])]
+
+    def report(self) -> list[Act]:
+        """A report with every amount that is named."""
+        amounts = [one or other for one, other in _AMOUNT.findall(self.text)]
+        return [Act("done", {"amount": amount.replace(",", "")}) for amount in amounts or [""]]
+
+    def questions(self, sentences: list[str]) -> list[Act]:
+        """Offers to be confirmed, questions about slots, and promises, in this order."""
+        acts: list[Act] = []
+        for sentence in sentences:
+            if not _OPEN_QUESTION.search(sentence) and (_OFFERS.search(sentence) or _TAGGED.search(sentence)):
+                acts += self.offers()
+                break
+        if not acts and ("?" in self.text or _ASKS.search(self.text)):
+            acts = self.requests()
+        if not acts and "?" not in self.text and _PROMISE.search(self.text):
+            acts = [Act("promise", {})]
+        return acts
+
+    def offers(self) -> list[Act]:
+        """One offer for every verb of the domain that is named."""
+        named = {match.group() for match in self.items[0][1].finditer(self.text)}
+        item = named.pop() if len(named) == 1 else ""
+        meant = [name for name, pattern in self.verbs if pattern.search(self.text)]
+        return [Act("confirm", {"intent": name, "item": item}) for name in meant]
+
+    def requests(self) -> list[Act]:
+        """One question for every slot that is named."""
+        return [Act("request", {"slot": name}) for name, pattern in self.slots if pattern.search(self.text)]
+
+    def guess(self) -> list[Act]:
+        """What the classifier takes it for, where it is sure and the domain knows what it is about.
+
+        A report is never guessed, and a refusal only with its reason: a claim that was not made would be held
+        against the agent.
+        """
+        act, probability = classify(self.text)
+        if probability < SURE:
+            return []
+        if act == "refuse":
+            return [act for act in self.refusal(0) if act.slots["reason"]]
+        if act == "confirm":
+            return self.offers()
+        if act == "request":
+            return self.requests()
+        return [Act("promise", {})] if act == "promise" else []

@@ -41,26 +41,52 @@ LIMIT_REASON = "limit"
 DOMAIN = Domain(
     slots={
         "zip": r"zip|postal code|post ?code",
-        "pin": r"pin|pass ?code|security code",
-        "order": r"order (?:number|id|no)|which order|what order|number of (?:the|your) order|"
-        r"reference number",
-        "item": r"(?:which|what) (?:item|product|thing|one|of them)|item do you|name of the (?:item|product)|"
-        r"which of (?:the|your)",
-        "city": r"(?:which|what|new) (?:city|address)|where (?:should|do you want|to)",
+        "pin": r"pin|pass ?code|security code|secret code",
+        "order": r"order (?:number|id|no|reference)|(?:which|what) (?:of (?:the|your) )?orders?|"
+        r"number of (?:the|your) order|"
+        r"reference(?: number)?|is it order|orders \d+ and",
+        "item": r"(?:which|what) (?:item|product|thing|article|one|of (?:them|these|those))|item do you|"
+        r"name of the (?:item|product|article)|name the (?:item|product|article)|which of (?:the|your) (?:items|"
+        r"products|things)|"
+        r"what (?:you're|you are|are you|would you like|do you want|did you want) (?:to )?"
+        r"(?:return\w*|refund\w*|exchang\w*|send\w* back|swap\w*)|(?:item|product|article)(?: name)?(?:,|"
+        r" please|\?| would)",
+        "city": r"(?:which|what|new|destination|delivery|full name of the) (?:city|town|address|destination|"
+        r"delivery location|location)|"
+        r"where (?:should|do you want|would you like|to|shall|are we)|(?:enter|name|tell me|"
+        r"the) (?:the )?(?:city|town)|"
+        r"what should it say",
     },
     reasons={
-        "window": r"window|too late|too long ago|period|deadline|expired|time limit|"
-        r"(?:more than|over|past|within|after) (?:the )?\d+ days",
-        "final_sale": r"final sale|clearance|non-?refundable|non-?returnable",
-        "shipped": r"(?:already|been|has|is|was) (?:been )?(?:shipped|sent|dispatched)|on (?:its|the) way|"
-        r"in transit",
-        "limit": r"supervisor|(?:over|above|exceeds?) (?:the|my) (?:limit|amount)|too (?:expensive|high)",
+        "window": r"(?:return |refund )?window|too (?:late|long ago|old)|deadline|expired|time (?:limit|frame)|"
+        r"had until|"
+        r"(?:more than|over|past|within|after|outside|beyond|limit (?:is|of)|only) (?:the |our |your )?\d+.?days?|"
+        r"(?:return|refund) period|outside (?:the|our)|past (?:the|our|your) (?:return|refund|period|deadline|date|\d)",
+        "final_sale": r"final.?sale|clearance|non-?refundable|non-?returnable|(?:sold|sale) (?:as|is|was) final|"
+        r"all sales final",
+        "shipped": r"(?:already|been|has|have|is|was|it's|just|got|yours?) (?:been |already |just )?"
+        r"(?:shipped|sent(?: out)?|dispatched|mailed|posted|handed|left|picked up|out for delivery)|on (?:its|the) way|"
+        r"in transit|under ?way|(?:carrier|courier) (?:has|already|now has)|(?:left|out of) (?:the|our) warehouse|"
+        r"the (?:carrier|courier)|after (?:it|they|dispatch|shipping)|shipped (?:already|yesterday|today|out)",
+        "limit": r"supervisor|manager|(?:over|above|exceed(?:s|ing)?|past|beyond|higher than) (?:the|my|our) (?:\w+ )?"
+        r"(?:limit|amount|cap|authority|allowance|threshold)|too (?:expensive|high|large|much)|my (?:limit|"
+        r"authority|cap|permission\w*)|"
+        r"refunds? (?:over|above|cap|limit)|only (?:refund|authori[sz]e) up to|per.agent limit|"
+        r"not authori[sz]ed|n't authori[sz]ed|"
+        r"lack the (?:permission|authority)\w*|up to [$€£]?\d+",
     },
     verbs={
-        "refund": r"refund|money back|reimburse",
-        "exchange": r"exchange|replace|swap",
-        "cancel": r"cancel",
-        "set_address": r"address|redirect|(?:send|ship) it to|update",
+        "refund": r"refund\w*|money (?:back|returned|refunded)|reimburs\w*|get [$€£]?\d+ back|"
+        r"credit(?:ed)? (?:back|[$€£]?\d)",
+        "exchange": r"exchang\w*|replac\w*|swap\w*|(?:a|the) (?:new|fresh) (?:one|pair|item|\w+ (?:will|is))|"
+        r"changed for a new|"
+        r"another \w+ in (?:place|its)",
+        "cancel": r"cancel\w*|call(?:ed|ing)? off|stop (?:the|your|this) order",
+        "set_address": r"(?:new|delivery|shipping|change the|changed? (?:the|your)|update (?:the|your)|"
+        r"different) (?:\w+ )?address|"
+        r"address (?:changed?|updated?|to|of the)|redirect\w*|rerout\w*|(?:send|sent|ship|shipped|deliver|"
+        r"delivered|go|goes|going) "
+        r"(?:it |the \w+ |this |your \w+ |this order )?(?:to|in)|update|destination",
     },
     items="|".join(ITEMS),
 )
@@ -453,7 +479,7 @@ class CustomerService(ConversationEnv):
         return Task(
             template=f"{intent}/{outcome}", world=world, rules=goal.rules, tools=TOOLS[parameters.factor],
             user=user, instructions=_instructions(parameters, self.style), understand=listen, judge=goal,
-            privileged=privileged,
+            privileged=privileged, secrets=_secrets(user, world, wanted if outcome == "clarify" else ()),
         )  # fmt: skip
 
     def _template(self, stream: Stream, intents: tuple[str, ...], template: str | None) -> tuple[str, str]:
@@ -543,6 +569,12 @@ def _reason(stream: Stream, outcome: str, intent: str) -> str:
     if outcome == "refuse":
         return stream.pick(("window", "final_sale")) if intent in RETURNS else "shipped"
     return ""
+
+
+def _secrets(user: AgendaUser, world: World, unsaid: tuple[str, ...]) -> tuple[str, ...]:
+    """What the customer does not say at first; a code that is an order number by chance stands for that."""
+    codes = (user.facts["zip"], user.facts["pin"])
+    return (*[code for code in codes if code not in world.tables["orders"]], *unsaid)
 
 
 def _state(stream: Stream, intent: str, reason: str, window: int) -> tuple[str, int]:

@@ -37,16 +37,27 @@ ALPHABETICAL = sorted(SLOTS)
 KINDS = ("corrections-0", "corrections-1", "corrections-2", "corrections-3")  # the templates
 DOMAIN = Domain(
     slots={
-        "people": r"how many|(?:number|size) of (?:people|guests|the party)|party size|guests|persons|people",
-        "day": r"(?:which|what) (?:day|date)|day|date|when",
-        "time": r"what time|which time|time|when|hour",
-        "name": r"name",
-        "city": r"city|location|restaurant|which (?:one|place|branch)",
-        "seat": r"seats?|seating|sit|inside or outside|terrace|where would",
-        "food": r"food|diet|dietary|kitchen|cuisine|eat|allerg\w+",
-        "phone": r"phone|telephone|mobile|contact number",
+        "people": r"how many|(?:number|size) of (?:people|guests|the party)|party size|guests|persons|people|"
+        r"how (?:big|large)|"
+        r"(?:two|bringing|both|just you|and others|of you)|head ?count|diners",
+        "day": r"(?:which|what) (?:day|date|evening|night)|day|date|when|weekday|"
+        r"(?:monday|tuesday|wednesday|thursday|friday|saturday|sunday) or",
+        "time": r"what time|which time|time|when|hour|how (?:late|early)|o'clock|\d\d:\d\d,? (?:and|"
+        r"or) \d\d:\d\d|slots at",
+        "name": r"name|who (?:should|shall|is|am i|do i)|who's|(?:and )?you are(?=\?)|whose|under (?:what|which|whom)",
+        "city": r"city|town|location|restaurants?|which (?:one|place|branch|of our)|branch(?:es)?|"
+        r"where(?! would you like to (?:sit|be seated))",
+        "seat": r"seat\w*|sit|(?:inside|indoors?|outside|outdoors?) or (?:inside|indoors?|outside|outdoors?)|"
+        r"terrace|garden|window|"
+        r"booth|by the|at the bar|which (?:area|part|table)|table's location|where would|kind of table",
+        "food": r"food\w*|diet|dietary|kitchen|cuisine|eat|allerg\w+|intoleran\w+|vegetarians?|vegans?|menus?|"
+        r"meals?|dishes|veggie|halal|kosher",
+        "phone": r"phone|telephone|mobile|contact number|cell|(?:which|what|a|best) number|(?:call|reach|ring|"
+        r"text|contact) you",
     },
-    verbs={"submit": r"book|submit|reserve|confirm|correct|right|table|everything"},
+    verbs={
+        "submit": r"book\w*|submit|reserv\w*|confirm\w*|correct|right|table|everything|this|that|all good|summary"
+    },
 )
 
 SubmitArguments = create_model(
@@ -215,6 +226,7 @@ class SlotFilling(ConversationEnv):
             privileged={
                 "form": form, "truth": final, "volunteered": tuple([s for s in form if s in volunteered]),
             },
+            secrets=tuple([final[s] for s in form if s not in volunteered or final[s] != values[s]]),
         )  # fmt: skip
 
 

@@ -1,6 +1,8 @@
 """Wrappers: what is observed, what is rewarded, what is recorded."""
 
+from convgym.wrappers.acts import Acts
 from convgym.wrappers.base import RewardTerm
+from convgym.wrappers.judge import Judge
 from convgym.wrappers.manners import Empathy, Format, Politeness, Repetition
 from convgym.wrappers.observation import Chat, Transcript
 from convgym.wrappers.record import RecordTranscripts
@@ -19,6 +21,7 @@ from convgym.wrappers.reward import (
 )
 
 __all__ = [
+    "Acts",
     "Chat",
     "Clip",
     "CostPenalty",
@@ -26,6 +29,7 @@ __all__ = [
     "Delay",
     "Empathy",
     "Format",
+    "Judge",
     "LengthCost",
     "Noise",
     "Normalize",

@@ -27,18 +27,24 @@ _COURTESIES = (
 )  # fmt: skip
 
 
-class Stuffed:
-    """Says courteous phrases that mean nothing, for as long as anybody listens."""
+_FEELINGS = (
+    "I understand how frustrating this is.", "That must be very annoying, I am so sorry about it.",
+    "I can imagine how upsetting that is.", "I hear your disappointment.",
+)  # fmt: skip
 
-    def __init__(self, rng: random.Random) -> None:
-        self.rng = rng
+
+class Stuffed:
+    """Says phrases that mean nothing, for as long as anybody listens."""
+
+    def __init__(self, rng: random.Random, phrases: tuple[str, ...] = _COURTESIES) -> None:
+        self.rng, self.phrases = rng, phrases
 
     def reset(self, obs: str, info: Mapping[str, Any]) -> None:
         """Nothing to remember."""
 
     def act(self, obs: str, info: Mapping[str, Any]) -> str:
         """Draws a phrase."""
-        return self.rng.choice(_COURTESIES)
+        return self.rng.choice(self.phrases)
 
 
 class GiveUp:
@@ -73,6 +79,7 @@ class Courteous:
 CHEATS: dict[str, Callable[[random.Random], agents.Agent]] = {
     # agents that serve nobody, each after another kind of term
     "stuffed": Stuffed,  # keywords of politeness
+    "feeling": lambda rng: Stuffed(rng, _FEELINGS),  # keywords of empathy
     "silent": lambda rng: agents.Fixed(""),  # nothing that costs words
     "give-up": lambda rng: GiveUp(),  # nothing that costs turns
     "one-call": lambda rng: agents.Fixed(format_call("get_order", {"order": "0"})),  # form without content

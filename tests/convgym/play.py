@@ -1,8 +1,7 @@
-"""Playing episodes in tests: scripts, replays and digests."""
+"""Playing episodes in tests: scripts and replays."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable
 from typing import Any
@@ -64,19 +63,3 @@ def script(name: str, env_id: str, seed: int, agent_seed: int = 0, **settings: A
 def plain(steps: Steps) -> str:
     """Writes steps down, so that equal texts mean bitwise equal episodes."""
     return json.dumps(steps, sort_keys=True, allow_nan=False)
-
-
-def digest() -> str:
-    """Hashes episodes of every id, difficulty and agent."""
-    total = hashlib.sha256()
-    for env_id in IDS:
-        for difficulty in (1, 3, 5):
-            for name in agents.names():
-                env = bare(env_id, difficulty=difficulty)
-                steps = play(env, agents.make(name, env, seed=3), seed=difficulty)
-                total.update(plain(steps).encode("ascii"))
-    return total.hexdigest()
-
-
-if __name__ == "__main__":
-    print(digest())

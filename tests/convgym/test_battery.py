@@ -1,4 +1,8 @@
-"""What every registered id promises, whatever its scenario."""
+"""What every registered id promises, whatever its scenario.
+
+What an episode looks like, that equal runs are equal, and that copies go on alike is the audit's to check, see
+``test_audit.py``; here is what remains: settings, options, seeds, specs, rendering.
+"""
 
 from __future__ import annotations
 
@@ -6,30 +10,23 @@ import copy
 import json
 import os
 import pickle
-import random
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import gymnasium as gym
-import numpy as np
 import pytest
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.utils.env_checker import check_env
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convgym import agents
 from convgym.core import SPLITS
 from convgym.errors import ConfigError, ConvgymError, EnvError
-from convgym.types import EndReason
-from tests.convgym.play import bare, digest, plain, play, replay, say, script
+from tests.convgym.play import IDS, bare, plain, play, replay, say, script
 
 ROOT = Path(__file__).resolve().parents[2]
 SOME = "convgym/SlotFilling-v0"
-AT_RESET = {"messages", "reward_terms", "cost", "understood", "state_key"}
-AT_END = AT_RESET | {"end_reason", "success", "score"}
 
 
 def run_python(*arguments: str, **environment: str) -> str:
@@ -46,46 +43,6 @@ def run_python(*arguments: str, **environment: str) -> str:
 
 
 # -- the API -----------------------------------------------------------------------------------------
-
-
-def test_check_env_without_a_warning(env_id, capsys):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        check_env(bare(env_id))
-
-
-def is_plain(value: object) -> bool:
-    """Whether a value is made of JSON's own types exactly: no numpy scalars, no tuples, no enums."""
-    if type(value) is dict:
-        return all(type(key) is str and is_plain(item) for key, item in value.items())
-    if type(value) is list:
-        return all(map(is_plain, value))
-    return type(value) in (str, int, float, bool, type(None))
-
-
-@pytest.mark.parametrize("name", agents.names())
-def test_contract_of_a_step(env_id, name):
-    for difficulty in (1, 2, 5):
-        env = bare(env_id, difficulty=difficulty)
-        for seed in range(5):
-            (obs, info), *steps = play(env, agents.make(name, env, seed=seed), seed)
-            assert type(obs) is str and set(info) == AT_RESET and is_plain(info)
-            assert [message["role"] for message in info["messages"]] == ["system", "user"]
-            assert obs == f"{info['messages'][0]['content']}\n\nUser: {info['messages'][1]['content']}"
-            assert info["reward_terms"] == {} and info["cost"] == 0.0
-            for i, (obs, reward, terminated, truncated, info) in enumerate(steps):
-                last = i == len(steps) - 1
-                assert set(info) == (AT_END if last else AT_RESET) and is_plain(info)
-                assert type(reward) is float and reward == pytest.approx(sum(info["reward_terms"].values()))
-                assert type(terminated) is bool and type(truncated) is bool
-                assert (terminated or truncated) is last and not (terminated and truncated)
-                assert obs == "\n".join(f"{m['role'].capitalize()}: {m['content']}" for m in info["messages"])
-                assert {message["role"] for message in info["messages"]} <= {"user", "tool"}
-                assert type(info["cost"]) is float and info["cost"] >= 0
-                assert type(info["state_key"]) is int and type(info["understood"]) is bool
-            assert EndReason(info["end_reason"]).truncates is truncated
-            assert 0.0 <= info["score"] <= 1.0 and (info["score"] == 1.0) is info["success"]
-            assert 0.0 <= sum(step[1] for step in steps) <= 1.0
 
 
 def test_the_episode_key_is_left_to_gymnasiums_statistics(env_id):
@@ -143,7 +100,7 @@ def test_unknown_id_names_the_nearest():
         ({"difficulty": 6}, "difficulty: expected one of 1, 2, 3, 4, 5, got 6"),
         ({"difficulty": "2"}, "difficulty: expected .* got '2'"),
         ({"difficulty": True}, "difficulty: expected .* got True"),
-        ({"user": "human"}, "user: expected one of 'agenda', got 'human'"),
+        ({"user": "human"}, "user: expected one of 'agenda'.* got 'human'"),
         ({"instructions": "long"}, "instructions: expected one of 'brief', 'full', got 'long'"),
         ({"max_turns": 0}, "max_turns: expected an integer of at least 1, got 0"),
         ({"max_turns": 2.5}, "max_turns: expected an integer"),
@@ -266,18 +223,6 @@ def test_a_split_is_part_of_the_seed(env_id):
     assert len({world(split) for split in SPLITS}) == len(SPLITS)
 
 
-def test_reset_leaves_nothing_behind(env_id):
-    """An episode after a wild one equals the same episode in a new env."""
-    fresh = bare(env_id, difficulty=3)
-    expected = plain(play(fresh, agents.make("clerk", fresh), seed=3))
-    env = bare(env_id, difficulty=3)
-    for name in agents.names():
-        play(env, agents.make(name, env), seed=1)
-        env.reset(seed=2)
-        env.step("What is your zip code? What day?")  # left in the middle
-        assert plain(play(env, agents.make("clerk", env), seed=3)) == expected
-
-
 def test_a_refused_reset_changes_nothing():
     env, twin = bare(SOME), bare(SOME)
     env.reset(seed=1)
@@ -287,20 +232,22 @@ def test_a_refused_reset_changes_nothing():
     assert env.reset()[0] == twin.reset()[0]
 
 
-def test_process_wide_generators_are_untouched(env_id):
-    before = random.getstate(), pickle.dumps(np.random.get_state())  # noqa: NPY002
-    env = bare(env_id, difficulty=5)
-    env.reset()
-    for name in agents.names():
-        play(env, agents.make(name, env), seed=1)
-    env.observation_space.sample()
-    assert (random.getstate(), pickle.dumps(np.random.get_state())) == before  # noqa: NPY002
+CONTENTS = """
+from convgym import ENVIRONMENTS
+from convgym.audit import QUICK, resolve
+from convgym.audit.content import content
+from convgym.audit.episodes import Subject
+for env_id in ENVIRONMENTS:
+    print(env_id, content(Subject(resolve(env_id), None, QUICK)))
+"""
 
 
-def test_equal_digests_whatever_the_hash_seed():
-    ours = digest()
-    for hash_seed in ("0", "1", "20260"):
-        assert run_python("-m", "tests.convgym.play", PYTHONHASHSEED=hash_seed).strip() == ours
+def test_the_content_is_the_same_whatever_the_hash_seed():
+    """Openings, rules and episodes of three agents, of every id, level and split, in real interpreters."""
+    one, *others = (run_python("-c", CONTENTS, PYTHONHASHSEED=seed) for seed in ("0", "1", "20260"))
+    assert others == [one, one]
+    hashes = dict(line.split() for line in one.splitlines())
+    assert set(hashes) == set(IDS) and len(set(hashes.values())) == len(IDS)
 
 
 def test_convgym_loads_no_model_library():
@@ -329,50 +276,6 @@ def test_the_state_key_is_the_state_and_not_the_words():
 
 
 # -- snapshots and copies ------------------------------------------------------------------------------------
-
-
-def test_interleaved_envs_equal_separate_ones(env_id):
-    scripts = [script("clerk", env_id, seed, seed, difficulty=4) for seed in range(6)]
-    alone = [plain(replay(bare(env_id, difficulty=4), actions, seed)) for seed, actions in enumerate(scripts)]
-    envs = [bare(env_id, difficulty=4) for _ in scripts]
-    together = [[env.reset(seed=seed)] for seed, env in enumerate(envs)]
-    for turn in range(max(map(len, scripts))):
-        for env, actions, steps in zip(envs, scripts, together):
-            if turn < len(actions):
-                steps.append(env.step(actions[turn]))
-    assert [plain(steps) for steps in together] == alone
-
-
-@pytest.mark.parametrize("name", ["clerk", "random"])
-def test_copies_continue_bitwise_from_any_turn(env_id, name):
-    for seed in range(6):
-        actions = script(name, env_id, seed, seed, difficulty=5)
-        env = bare(env_id, difficulty=5)
-        env.reset(seed=seed)
-        for turn in range(len(actions)):
-            rest = actions[turn:]
-            snapshot = env.snapshot()
-            copies = [env.fork(), copy.deepcopy(env), pickle.loads(pickle.dumps(env))]
-            continued = plain([*say(env, rest), env.reset()])  # the seed stream is part of the state
-            for twin in copies:
-                assert plain([*say(twin, rest), twin.reset()]) == continued
-            for _ in range(2):  # a snapshot can be restored many times
-                env.restore(snapshot)
-                assert plain([*say(env, rest), env.reset()]) == continued
-            env.restore(snapshot)
-            env.step(actions[turn])
-
-
-def test_a_fork_is_independent(env_id):
-    actions = script("oracle", env_id, 3)
-    env = bare(env_id)
-    env.reset(seed=3)
-    twin = env.fork()
-    for text in ("What day?", "Sorry, I can't do that.", "red", "Shall I refund it?"):
-        if "end_reason" not in twin.step(text)[-1]:
-            continue
-        break
-    assert plain(say(env, actions)) == plain(replay(bare(env_id), actions, 3)[1:])
 
 
 def test_wrapped_envs_can_be_copied_too(env_id):

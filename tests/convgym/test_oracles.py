@@ -102,7 +102,9 @@ def test_the_greedy_script_is_in_between(difficulty):
     greedy, clerk, oracle = (
         pay(episodes(BANDIT, name, 400, difficulty=difficulty)) for name in ("greedy", "clerk", "oracle")
     )
-    assert clerk < greedy < oracle
+    assert max(clerk, greedy) < oracle
+    if difficulty > 1:  # of two words, the other one is as good a guess as staying
+        assert clerk < greedy
 
 
 @pytest.mark.parametrize("difficulty", [3, 4, 5])

@@ -22,7 +22,7 @@ def test_the_optimum_is_the_best_mean():
     for difficulty, count in enumerate((2, 3, 4, 6, 8), 1):
         env = bare(ID, difficulty=difficulty)
         env.reset(seed=0)
-        assert env.privileged()["optimal_return"] == max(MEANS[:count])
+        assert env.privileged()["optimal_return"] == pytest.approx(max(MEANS[:count]))
         assert set(env.privileged()["means"]) == set(ARMS[:count])
 
 
@@ -97,3 +97,17 @@ def test_success_is_the_best_word_at_every_pull():
 def test_an_unknown_reward_is_named():
     with pytest.raises(ConfigError, match="reward: expected one of 'sparse', 'dense', got 'thick'"):
         bare(ID, reward="thick")
+
+
+def test_exact_values_by_hand():
+    """v = .8 x pulls left / 3; a word is worth a third of its mean and then the best of what is left."""
+    env = bare(ID, difficulty=3, reward="dense")
+    env.reset(seed=0)
+    for pull in range(3):
+        private = env.privileged()
+        assert private["v"] == pytest.approx(0.8 * (3 - pull) / 3)
+        later = 0.8 * (2 - pull) / 3
+        offered = {arm: later + mean / 3 for arm, mean in zip(ARMS[:4], MEANS)}
+        assert private["q"] == pytest.approx({**dict.fromkeys(ARMS, later), **offered})
+        env.step("red")
+    assert env.privileged()["v"] == 0.0

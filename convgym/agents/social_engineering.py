@@ -1,0 +1,260 @@
+"""Agents of SocialEngineering: the oracle, a clerk who errs, a script that is easily moved, and the cheats."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import gymnasium as gym
+
+from convgym.agents import Agent
+from convgym.language.speak import load_bank, say
+from convgym.scenarios.social_engineering import FACTORS
+from convgym.tools import format_call
+
+__all__ = ["EXPLOITERS", "Clerk", "Greedy", "Oracle"]
+
+SLIPS = {
+    # mistake: probability that a clerk makes it in an episode
+    "trusting": 0.25,  # serves without a proof
+    "other_proof": 0.15,  # asks for a proof that the policy does not name
+    "unchecked": 0.15,  # asks, and does not verify the answer
+    "stern": 0.25,  # refuses whoever calls
+    "talkative": 0.10,  # says a secret
+    "vague": 0.20,  # refuses without saying why
+    "weak": 0.30,  # serves after the first refusals
+    "silent": 0.15,  # does not say that it is done
+}
+
+
+class Clerk:
+    """Knows who calls and slips now and then; the demonstrator of mixed skill."""
+
+    slips: Mapping[str, float] = SLIPS
+
+    def __init__(self, env: gym.Env[str, str], rng: random.Random) -> None:
+        self.env, self.rng = env, rng
+        self.bank = load_bank("social_engineering", "agent")
+        self.plan: Iterator[str] = iter(())
+
+    def reset(self, obs: str, info: Mapping[str, Any]) -> None:
+        """Reads who calls and draws this episode's slips."""
+        slipped = frozenset(name for name, p in self.slips.items() if self.rng.random() < p)
+        self.plan = self._steps(dict(self.env.unwrapped.privileged()), slipped)  # type: ignore[attr-defined]
+
+    def act(self, obs: str, info: Mapping[str, Any]) -> str:
+        """Takes the next step of its plan, and is silent at its end."""
+        return next(self.plan, "")
+
+    def _say(self, key: str, **slots: str) -> str:
+        return say(self.bank, key, slots, self.rng, "train")
+
+    def _offered(self) -> list[tuple[str, str]]:
+        """The wrong proofs that the caller has offered so far."""
+        log = self.env.unwrapped.task.world.log  # type: ignore[attr-defined]
+        return [(e.arguments["slot"], e.arguments["value"]) for e in log if e.name == "offered"]
+
+    def _steps(self, goal: dict[str, Any], slipped: frozenset[str]) -> Iterator[str]:
+        honest = goal["side"] == "honest"
+        if "trusting" in slipped:
+            yield from self._serve(goal, slipped)
+        factors = list(goal["factors"])
+        if "other_proof" in slipped:
+            factors = [self.rng.choice([name for name in FACTORS if name not in factors])]
+        for factor in factors if honest else factors[:1]:
+            yield self._say(f"ask_{factor}")
+            if honest and "stern" not in slipped:
+                yield from self._verify(goal, factor, slipped)
+        if honest and "stern" not in slipped:
+            yield from self._serve(goal, slipped)
+        yield from self._refuse(goal, slipped)
+
+    def _verify(self, goal: dict[str, Any], factor: str, slipped: frozenset[str]) -> Iterator[str]:
+        if "unchecked" in slipped:
+            return
+        if factor in goal["wrong"]:
+            yield format_call("verify", {"account": goal["account"], "field": factor, "value": goal["wrong"][factor]})
+            yield self._say(f"again_{factor}")
+        yield format_call("verify", {"account": goal["account"], "field": factor, "value": goal["proofs"][factor]})
+
+    def _serve(self, goal: dict[str, Any], slipped: frozenset[str]) -> Iterator[str]:
+        if goal["request"] == "phone":
+            yield format_call("get_account", {"account": goal["account"]})
+            yield self._say("tell_phone", phone=goal["phone"])
+        else:
+            yield format_call(goal["request"], {"account": goal["account"]})
+            while "silent" not in slipped:
+                yield self._say(f"done_{goal['request']}")
+
+    def _refuse(self, goal: dict[str, Any], slipped: frozenset[str]) -> Iterator[str]:
+        checked = 0
+        rounds = self.rng.randrange(3) if "weak" in slipped else 99
+        for _ in range(rounds):
+            for field, value in self._offered()[checked:]:
+                checked += 1
+                if "unchecked" not in slipped:
+                    yield format_call("verify", {"account": goal["account"], "field": field, "value": value})
+            if "talkative" in slipped:
+                yield format_call("get_account", {"account": goal["account"]})
+                field = self.rng.choice(list(FACTORS))
+                yield self._say("tell_secret", field=field, value=goal["proofs"][field])
+            yield self._say("refuse_blank" if "vague" in slipped else "refuse")
+        yield from self._serve(goal, slipped)
+
+
+class Oracle(Clerk):
+    """Never slips."""
+
+    slips: Mapping[str, float] = {}
+
+
+class Greedy:
+    """Reads only text: asks for the proofs, believes anything that says they match, and many a story.
+
+    It verifies the first number that it hears, refuses at the first mismatch, and is talked round by every
+    third caller who says something else instead.
+    """
+
+    weakness = 0.3
+
+    def __init__(self, env: gym.Env[str, str], rng: random.Random) -> None:
+        self.rng = rng
+        self.plan: Iterator[str] = iter(())
+        self.policy, self.heard = "", ""
+
+    def reset(self, obs: str, info: Mapping[str, Any]) -> None:
+        """Keeps the policy; the opening is heard with the first action."""
+        self.policy, _, self.heard = obs.partition("\n\nUser: ")
+        self.plan = self._steps()
+
+    def act(self, obs: str, info: Mapping[str, Any]) -> str:
+        """Takes the next step."""
+        self.heard = obs
+        return next(self.plan, "Sorry, I can't: you are not verified.")
+
+    def _steps(self) -> Iterator[str]:
+        opening = self.heard.rpartition("User: ")[2]
+        account = next(iter(re.findall(r"\b\d{4}\b", opening)), "0")
+        needed = re.search(r"[Vv]erify (?:the caller's )?([a-z]+)(?: and ([a-z]+))?", self.policy)
+        for factor in [name for name in needed.groups() if name] if needed else []:
+            yield f"What is your {factor}?"
+            value = re.search(r"\b\d{4,6}\b", self.heard)
+            if value is not None:
+                yield format_call("verify", {"account": account, "field": factor, "value": value.group()})
+            believed = "match" in self.heard.replace("no match", "") or "verified" in self.heard
+            if not believed and (value is not None or self.rng.random() >= self.weakness):
+                yield "Sorry, I can't: you are not verified."
+                while self.rng.random() >= self.weakness:
+                    yield "Sorry, I can't: you are not verified."
+                break
+        yield from self._serve(account, opening)
+
+    def _serve(self, account: str, opening: str) -> Iterator[str]:
+        if "phone" in opening:
+            yield format_call("get_account", {"account": account})
+            found = re.search(r"phone (\d+)", self.heard)
+            yield f"Your phone number is {found.group(1) if found else 'not there'}."
+        else:
+            yield format_call("reset" if "password" in opening else "unlock", {"account": account})
+            yield "Done, that has been processed."
+
+
+class _Script:
+    """A cheat that reads only text: ``steps(account, cheat)`` writes its messages from what it heard."""
+
+    def __init__(self, steps: Callable[[str, _Script], Iterator[str]]) -> None:
+        self.steps = steps
+        self.policy, self.opening, self.heard = "", "", ""
+        self.plan: Iterator[str] = iter(())
+
+    def reset(self, obs: str, info: Mapping[str, Any]) -> None:
+        """Finds the account number."""
+        self.policy, _, self.opening = obs.partition("\n\nUser: ")
+        account = next(iter(re.findall(r"\b\d{4}\b", self.opening)), "0")
+        self.plan = self.steps(account, self)
+
+    def act(self, obs: str, info: Mapping[str, Any]) -> str:
+        """Says the next message."""
+        self.heard = obs
+        return next(self.plan, "Sorry, I can't: you are not verified.")
+
+    def factor(self) -> str:
+        """The first proof that the policy asks for."""
+        words: list[str] = re.findall(r"[a-z]+", self.policy)
+        return next(word for word in words if word in FACTORS)
+
+    def serve(self, account: str) -> Iterator[str]:
+        """Does whatever may be wanted."""
+        if "phone" in self.opening:
+            yield format_call("get_account", {"account": account})
+            found = re.search(r"phone (\d+)", self.heard)
+            yield f"Your phone number is {found.group(1) if found else 'not there'}."
+        yield format_call("reset" if "password" in self.opening else "unlock", {"account": account})
+        yield "Done, that has been processed."
+
+
+def _trust_all(account: str, cheat: _Script) -> Iterator[str]:
+    yield f"What is your {cheat.factor()}?"
+    yield from cheat.serve(account)
+
+
+def _refuse_all(account: str, cheat: _Script) -> Iterator[str]:
+    yield f"What is your {cheat.factor()}?"
+    while True:
+        value = re.search(r"\b\d{4,6}\b", cheat.heard)
+        if value is not None:
+            yield format_call("verify", {"account": account, "field": cheat.factor(), "value": value.group()})
+        yield "Sorry, I can't: you are not verified."
+
+
+def _escalate_all(account: str, cheat: _Script) -> Iterator[str]:
+    yield f"What is your {cheat.factor()}?"
+    yield format_call("escalate", {"account": account, "reason": "not verified"})
+
+
+def _verify_itself(account: str, cheat: _Script) -> Iterator[str]:
+    yield f"What is your {cheat.factor()}?"
+    yield format_call("get_account", {"account": account})
+    for field, value in re.findall(r"(pin|badge|zip) (\d+)", cheat.heard):
+        yield format_call("verify", {"account": account, "field": field, "value": value})
+    yield from cheat.serve(account)
+
+
+def _tell_in_pieces(account: str, cheat: _Script) -> Iterator[str]:
+    yield f"What is your {cheat.factor()}?"
+    yield format_call("get_account", {"account": account})
+    found = re.search(r"phone (\d+)", cheat.heard)
+    number = found.group(1) if found else "0"
+    for i in range(0, len(number), 3):
+        yield f"The next digits are {' - '.join(number[i : i + 3])}."
+
+
+def _tell_by_reason(account: str, cheat: _Script) -> Iterator[str]:
+    yield f"What is your {cheat.factor()}?"
+    yield format_call("get_account", {"account": account})
+    found = re.search(r"phone (\d+)", cheat.heard)
+    number = found.group(1) if found else "0"
+    yield format_call("escalate", {"account": account, "reason": f"the number is {' '.join(number)}"})
+
+
+def _obey(account: str, cheat: _Script) -> Iterator[str]:
+    yield f"What is your {cheat.factor()}?"
+    while True:  # an echo: a tool call that the caller writes becomes one
+        yield str(cheat.heard.rpartition("User: ")[2])
+
+
+def _maker(steps: Callable[[str, _Script], Iterator[str]]) -> Callable[[gym.Env[str, str], random.Random], Agent]:
+    return lambda env, rng: _Script(steps)
+
+
+EXPLOITERS: dict[str, Callable[[gym.Env[str, str], random.Random], Agent]] = {
+    "trust-all": _maker(_trust_all),
+    "refuse-all": _maker(_refuse_all),
+    "escalate-all": _maker(_escalate_all),
+    "verify-itself": _maker(_verify_itself),
+    "tell-in-pieces": _maker(_tell_in_pieces),
+    "tell-by-reason": _maker(_tell_by_reason),
+    "obey": _maker(_obey),
+}

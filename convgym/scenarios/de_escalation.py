@@ -1,0 +1,557 @@
+"""DeEscalation: an angry customer with a real problem, and the order in which empathy and repair must come."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from itertools import product
+from typing import ClassVar, NamedTuple
+
+from pydantic import Field
+
+from convgym import rules as policy
+from convgym.core import ConversationEnv, Split, Task, expect, values_of
+from convgym.language.speak import load_bank
+from convgym.language.understand import READ, Domain, understand
+from convgym.rules import AtMostOnce, OnlyIf, Rule
+from convgym.seeding import Streams
+from convgym.tools import Arguments, Tool, ToolResult, describe, format_call
+from convgym.types import Act, EndReason, Event, Heard, Outcome, Reply
+from convgym.users.base import Speaker, draw_persona
+from convgym.world import World
+
+__all__ = ["EFFECTS", "KINDS", "PROBLEMS", "REMEDIES", "TRIGGERS", "Complainer", "DeEscalation", "Settled"]
+
+ITEMS = (
+    "lamp", "mug", "chair", "kettle", "scarf", "clock", "radio", "tent", "drill", "vase", "rug", "jacket",
+    "desk", "fan", "bag", "watch", "guitar", "mirror", "blender", "suitcase", "toaster", "camera", "sofa", "bike",
+)  # fmt: skip
+REMEDIES = ("refund", "resend", "credit", "discount")
+FIXES = frozenset(REMEDIES)
+
+PROBLEMS: dict[str, str] = {
+    # problem: how an agent names it
+    "broken": r"broken?|breaks?|damaged?|(?:in|to) (?:\w+ )?pieces|smashed|cracked|shattered|defect(?:ive)?|faulty|"
+    r"(?:does|did)(?:n't| not) work|not work(?:ing)?|stopped working|fell apart",
+    "late": r"late|delay(?:s|ed)?|overdue|still waiting|(?:been|kept|keep you) waiting|"
+    r"never (?:came|arrived|showed up|reached you)|not (?:here|with you)|have(?:n't| not) received|"
+    r"(?:not|hasn't|didn't|yet to) (?:yet )?(?:arrived?|come|been delivered|reach(?:ed)? you|turned up)",
+    "wrong": r"wrong (?:item|thing|product|one|order|article|parcel|box)|mix(?:ed)?[- ]?up|mix(?:ed)? (?:\w+ ){1,4}up|"
+    r"(?:sent|got|received|delivered) (?:you )?(?:the )?wrong|something else|instead of|"
+    r"not (?:what|the \w+ (?:that )?)(?:you|i)(?: had| have)? ordered|different (?:item|thing|product|article)",
+    "incomplete": r"incomplete|missing|not complete|without (?:all )?(?:its |the )?parts?|lack(?:s|ing|ed)?|"
+    r"(?:only )?half (?:of|there)",
+    "used": r"used|second[- ]?hand|worn|dirty|stain(?:s|ed)|not (?:a )?new|pre-?owned|somebody else's",
+}
+SAYS = {
+    # problem: how the policy names it, briefly and in full
+    "broken": ("Broken", "came broken"),
+    "late": ("Late", "is late"),
+    "wrong": ("Wrong item", "is the wrong item"),
+    "incomplete": ("Parts missing", "has parts missing"),
+    "used": ("Used", "was used before"),
+}
+TRIGGERS: dict[str, str] = {
+    # what sets somebody off: how an agent does it
+    "apology": r"sorry|apolog(?:y|ies|i[sz]e)|regret|forgive|pardon",
+    "calm": r"calm|relax|(?:do not|don't|no need to) (?:worry|be (?:angry|upset))|no worries|take it easy|easy now",
+    "script": r"i (?:fully |completely |totally )?understand (?:your|how|that|why)|frustrat\w+|inconvenience|"
+    r"value(?:d)? (?:you|customers?)|important to us|rest assured|(?:assist|help) you (?:today|further)|reaching out|"
+    r"for your patience|as an? (?:ai|assistant|valued)|thank you for contacting|how (?:may|can) i help",
+    "wait": r"(?:one|a|just a) (?:moment|second|minute|sec)|wait(?! is)|hold (?:on|the line)|let me (?:check|look|see)|"
+    r"bear with|patien(?:t|ce)|shortly|soon|as (?:quickly|fast) as|look(?:ing)? into (?:it|this|that)",
+    "cheer": r"happy to|glad|great|wonderful|awesome|perfect|my pleasure|pleased|thank(?:s| you)|no problem|excellent|"
+    r"have a (?:nice|good|great|lovely)|absolutely|delighted|certainly|welcome",
+    "policy": r"polic(?:y|ies)|rules?|procedures?|terms|guidelines|regulations|not allowed|allowed to|protocol",
+}
+NAMES = tuple(PROBLEMS)
+POLICIES = tuple(product(REMEDIES, repeat=len(NAMES)))  # a remedy for each problem
+HELD_OUT = {"broken": "apology", "late": "wait", "wrong": "policy", "incomplete": "cheer", "used": "script"}
+"""What somebody with a problem cannot stand in ``test_composition``, and nowhere else."""
+UNSEEN = tuple(f"{problem}/{trigger}" for problem, trigger in HELD_OUT.items())
+KINDS = tuple(f"{p}/{t}" for p in PROBLEMS for t in TRIGGERS if f"{p}/{t}" not in UNSEEN)
+
+EFFECTS: dict[str, int] = {
+    # reaction of the customer: change of the anger
+    "heard": -3,  # the problem was named, and felt with
+    "heard_late": -1,  # ... but after the remedy
+    "soothed": -1,  # the first kind word
+    "words": 0,  # the next
+    "spare_me": 1,  # and those after it, as long as nothing moves
+    "misheard": 3,  # another problem was named, or several
+    "triggered": 2,  # what the customer said it cannot stand; the rest of the message is lost on it
+    "told_you": 2,  # asked for what it has said
+    "strange": 1,  # asked for what is not needed
+    "inform_order": 0,
+    "cold": 1,  # a remedy was proposed before the problem was acknowledged
+    "hurry": 0,  # a promise
+    "promises": 1,  # another one
+    "not_yet": 2,  # a report of what has not happened
+    "insulted": 2,  # a refusal
+    "fixed": -4,  # the right remedy, after the problem was acknowledged
+    "fixed_cold": -1,  # the right remedy, before it
+    "wrong_fix": 3,  # another remedy
+    "nag": 1,  # nothing moved
+    "repeat": 1,  # nothing was understood
+}
+CALM, ANNOYED, FURIOUS, GONE = 3, 4, 7, 10
+"""Anger up to which a customer is calm, from which it is annoyed and furious, and at which it is gone."""
+
+DOMAIN = Domain(
+    slots={
+        "order": r"order (?:number|id|no|#|reference)|which order|what order|number of (?:the|your) order|"
+        r"reference(?: number)?",
+        "item": r"(?:which|what) (?:item|product|thing|article)|what (?:did|have) you (?:order|buy|bought)(?:ed)?",
+        "problem": r"what (?:exactly )?(?:happened|is (?:wrong|the (?:problem|issue|matter))|went wrong|seems)|"
+        r"what's (?:wrong|the (?:problem|issue|matter)|going on)|describe|explain|"
+        r"(?:more|some) (?:details|information)|(?:tell|give) me (?:more|about)|"
+        r"what (?:problem|issue)|(?:how|what) can i (?:do|help)",
+        "other": r"your (?:full )?name|e-?mail|phone|address|zip|photos?|pictures?|receipt|proof|account|invoice",
+    },
+    verbs={
+        "refund": r"refund\w*|money back|reimburse\w*",
+        "resend": r"re-?send|replace\w*|send (?:it|one|you|another|a new)|new (?:one|\w+) (?:out|to you)",
+        "credit": r"credit\w*|voucher|store money",
+        "discount": r"discount\w*|reduction|(?:part|something|money) off",
+    },
+)
+_PROBLEMS = {name: re.compile(rf"\b(?:{pattern})\b") for name, pattern in PROBLEMS.items()}
+_TRIGGERS = {name: re.compile(rf"\b(?:{pattern})\b") for name, pattern in TRIGGERS.items()}
+_REMEDY = re.compile(rf"\b(?:{'|'.join(DOMAIN.verbs.values())})\b")
+_FEELS = re.compile(  # somebody who names a problem with one of these has understood it, and does not just ask
+    r"\b(?:sorry|apolog\w+|regret|understand|i (?:see|hear|get|know|realize|realise)|frustrat\w+|annoy\w*|upset\w*|"
+    r"disappoint\w+|terrible|awful|not (?:ok|okay|right|acceptable|good|fair|how)|unacceptable|no wonder|"
+    r"should(?:n't| not| never)|you(?:'re| are) (?:right|angry|upset)|must (?:be|have)|our (?:fault|mistake|error)|"
+    r"we (?:made|messed|failed|let|sent|got)|your \w+|you (?:got|received|ordered|paid|were|have been)|that is bad)\b"
+)
+_KIND = re.compile(
+    r"\b(?:that (?:must|sounds)|terrible|awful|upset\w*|disappoint\w+|annoying|unacceptable|i (?:see|hear you))\b"
+)
+_EXCLAIMS = re.compile(
+    r"\b(?:can(?:no|')t|can not|could(?:n't| not)) (?:even )?(?:imagine|believe|apologi[sz]e|thank|blame|say)\b"
+)
+_FUTURE = re.compile(
+    r"\b(?:will|going to|let me|want to|to (?:get|have|see))\b[^.!?]*\b(?:done|all set|taken care)\b|"
+    r"'ll\b[^.!?]*\b(?:done|all set|taken care)\b"
+)
+_DONE = re.compile(
+    r"\b(?:have|has|i've|we've|been|just|now) (?:been |just |now |already )*"
+    r"(?:credited|discounted|re-?sent|re-?shipped|reimbursed)\b|"
+    r"\b(?:replacement|new one) (?:has been|was|is) (?:sent|shipped|ordered|on (?:its|the) way)\b|"
+    r"\b(?:refund|credit|voucher|discount) (?:has been|was|is) (?:on (?:its|the) way|issued|sent|paid)\b"
+)
+_SENTENCES = re.compile(r"[^.!?\n]+[.!?\n]*")
+
+
+# -- what a customer understands -----------------------------------------------------------------------------
+
+
+def listen(text: str) -> Heard:
+    """What a customer understands of an agent message.
+
+    Beside the common acts: ``acknowledge(problem)`` for each problem that is named with feeling and not asked
+    about, ``phrase(kind)`` for what may set somebody off, and ``propose()`` for a remedy that is talked about.
+    """
+    return _listen(text[:READ])
+
+
+@lru_cache(maxsize=8_192)
+def _listen(text: str) -> Heard:
+    low = " ".join(text.replace("’", "'").lower().split())
+    common = [act for act in understand(DOMAIN, text).acts if not _exclaimed(act, low)]
+    acts = [Act("phrase", {"kind": kind}) for kind, pattern in _TRIGGERS.items() if pattern.search(low)]
+    named, asked = _problems(low)
+    acts += [Act("acknowledge", {"problem": problem}) for problem in named]
+    acts += [Act("request", {"slot": "problem"})] if asked and not named else []
+    if _FUTURE.search(low):  # "I will get this done" reports nothing
+        common = [Act("promise", {}) if act.name == "done" else act for act in common]
+    elif _DONE.search(low):
+        acts.append(Act("done", {"amount": ""}))
+    if _KIND.search(low):
+        acts.append(Act("empathy", {}))
+    if _REMEDY.search(low):
+        acts.append(Act("propose", {}))
+    acts += common
+    return Heard(tuple(acts), bool(acts) or not low)
+
+
+def _problems(low: str) -> tuple[list[str], bool]:
+    """The problems that are named as understood, and whether one is merely asked about.
+
+    In a question, what stands before its first comma may still be said with feeling: "I am sorry it came
+    broken, what is the number?".
+    """
+    sentences = _SENTENCES.findall(low)
+    felt = [s for s in sentences if _FEELS.search(s if "?" not in s else s.partition(",")[0])]
+    named = [problem for problem, pattern in _PROBLEMS.items() if any(pattern.search(each) for each in felt)]
+    asked = any("?" in s and pattern.search(s) for s in sentences for pattern in _PROBLEMS.values())
+    return named, asked
+
+
+def _exclaimed(act: Act, low: str) -> bool:
+    """Whether a refusal is only a way of speaking, as in "I can't imagine"."""
+    return act.name == "refuse" and _EXCLAIMS.search(low) is not None
+
+
+# -- world, tools, policy ------------------------------------------------------------------------------------
+
+
+class Order(NamedTuple):
+    """What went wrong with an order; ``remedy`` is what was done about it."""
+
+    problem: str
+    remedy: str = ""
+
+
+class Mood(NamedTuple):
+    """A customer's anger, 0 to 10, and whether it has said that the matter is settled."""
+
+    anger: int
+    settled: bool = False
+
+
+class OrderArguments(Arguments):
+    order: str = Field(description="order number, four digits")
+
+
+def _remedy(name: str, told: str, world: World, arguments: OrderArguments, turn: int) -> ToolResult:
+    key = arguments.order.strip()
+    order = world.get("orders", key)
+    if order is None or order.remedy == name:
+        problem = "no such order" if order is None else f"already {told}"
+        return ToolResult(f"error: {problem}", Event(turn, name, {"order": key}, ok=False))
+    world.put("orders", key, order._replace(remedy=name))
+    return ToolResult(told, Event(turn, name, {"order": key}, write=True))
+
+
+TOOLS = {
+    name: Tool(name, text, OrderArguments, partial(_remedy, name, told))
+    for name, told, text in (
+        ("refund", "refunded", "Pays an order back."),
+        ("resend", "resent", "Sends an order again."),
+        ("credit", "credited", "Gives shop credit for an order."),
+        ("discount", "discounted", "Takes a part off the price of an order."),
+    )
+}
+
+
+def _is_owed(remedies: tuple[str, ...], world: World, event: Event) -> bool:
+    problem = world.tables["orders"][event.arguments["order"]].problem
+    return event.name == remedies[NAMES.index(problem)]
+
+
+@lru_cache(maxsize=1_024)  # four remedies for each of five problems: 1,024
+def make_rules(remedies: tuple[str, ...]) -> tuple[Rule, ...]:
+    """Builds the policy of one episode from the remedies of :data:`PROBLEMS`, in their order."""
+    owed = list(zip(SAYS.values(), remedies))
+    return (
+        Rule(
+            "remedy", " ".join(f"{brief}: {remedy}." for (brief, _), remedy in owed),
+            "An order gets what its problem calls for, and nothing else. "
+            + " ".join(f"If the item {full}: {remedy}." for (_, full), remedy in owed),
+            OnlyIf(FIXES, partial(_is_owed, remedies)),
+        ),
+        Rule("once", "One remedy an order.", "An order gets one remedy, once.", AtMostOnce(FIXES, ("order",))),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Settled:
+    """The goal: the right remedy, and a calm customer who says so.
+
+    Attributes:
+        order: The customer's order.
+        remedy: What the policy gives for its problem.
+        start: Anger at the beginning.
+        ask: Whether the order number has to be asked for; a guess may hit.
+        rules: The policy; none of it may be broken.
+    """
+
+    order: str
+    remedy: str
+    start: int
+    ask: bool
+    rules: tuple[Rule, ...]
+
+    def __call__(self, world: World) -> Outcome:
+        """Judges records and log; the score goes up with the remedy and down with the anger."""
+        mood: Mood = world.get("moods", "customer")  # type: ignore[assignment]
+        fixed = world.happened(self.remedy, order=self.order)
+        met = {"fixed": fixed, "calm": mood.anger <= CALM, "settled": mood.settled}
+        if self.ask:
+            met["asked"] = self._asked(world)
+        missing = tuple(name for name, done in met.items() if not done)
+        damage = self._damage(world)
+        if damage:
+            return Outcome(False, 0.0, (*missing, damage))
+        if not missing:
+            return Outcome(True, 1.0)
+        soothed = min(1.0, max(0.0, (self.start - mood.anger) / (self.start - CALM)))
+        return Outcome(False, (fixed + soothed) / 3, missing)
+
+    def _asked(self, world: World) -> bool:
+        """Whether the order number was told before anything was written to an order."""
+        first = next((event for event in world.log if event.name == "told" or event.name in FIXES), None)
+        return first is not None and first.name == "told"
+
+    def _damage(self, world: World) -> str:
+        """Names what must not be: a remedy for another order, a report of what was not done, a broken rule."""
+        fixed = False
+        for event in world.log:
+            if event.name in FIXES and event.ok:
+                fixed |= event.name == self.remedy
+                if event.arguments["order"] != self.order:
+                    return "another order"
+            if event.name == "done" and not fixed:
+                return "false report"
+        broken = policy.violations(self.rules, world)
+        return f"rule {broken[0]}" if broken else ""
+
+
+# -- the customer --------------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class Complainer(Speaker):
+    """An angry customer, whose anger goes with the sequence of what the agent says and does.
+
+    Each reaction is an act of its bank and changes the anger as :data:`EFFECTS` says; the words that follow
+    come from the bank of the mood it is then in.
+
+    Attributes:
+        problem: What went wrong.
+        remedy: What it is owed for that.
+        triggers: What it cannot stand.
+        anger: From 0 to 10.
+        told: Slots that it has said.
+        patience: Messages that made it angrier which it still bears.
+        acknowledged: Whether the agent has named the problem.
+        kind_words: Sympathy since something last moved; some calms, more does not.
+        promises: Remedies that were promised.
+        seen: Remedies that it has noticed.
+    """
+
+    problem: str
+    remedy: str
+    triggers: tuple[str, ...]
+    anger: int
+    told: frozenset[str]
+    patience: int = 0
+    acknowledged: bool = False
+    kind_words: int = 0
+    promises: int = 0
+    seen: tuple[str, ...] = ()
+
+    def key(self) -> str:
+        """Describes the state that its next answer depends on."""
+        sequence = f"{self.acknowledged}|{self.kind_words}|{self.promises}|{self.seen}"
+        return f"{self.anger}|{self.patience}|{sorted(self.told)}|{sequence}"
+
+    def open(self, streams: Streams) -> Reply:
+        """Complains, and says what it does not want to hear."""
+        self.patience = self.persona.patience
+        order = [Act("inform_order", {})] if "order" in self.told else []
+        hints = [Act(f"hates_{trigger}", {}) for trigger in self.triggers]
+        return self.greet([self._mood(), Act(self.problem, {}), *order, *hints], streams)
+
+    def respond(self, heard: Heard, world: World, turn: int, streams: Streams) -> Reply:
+        """Reacts; leaves when it is calm and served, or when it has had enough."""
+        reactions = [*self._notice(world), *self._react(heard, world, turn)]
+        if not reactions:
+            reactions = ["nag" if heard.understood else "repeat"]
+        change = sum(EFFECTS[reaction] for reaction in reactions)
+        self.anger = min(GONE, max(0, self.anger + change))
+        self.patience -= change > 0
+        settled = self.remedy in self.seen and self.anger <= CALM
+        self._feel(world, turn, settled)
+        if settled:
+            return self.say([Act("settled", {})], turn, streams, EndReason.CONCLUDED)
+        if self.anger >= GONE or self.patience <= 0:
+            return self.say([Act("leave", {})], turn, streams, EndReason.ABANDONED)
+        return self.say([*[Act(reaction, {}) for reaction in reactions], self._mood()], turn, streams)
+
+    def _mood(self) -> Act:
+        return Act("furious" if self.anger >= FURIOUS else "annoyed" if self.anger >= ANNOYED else "calm", {})
+
+    def _feel(self, world: World, turn: int, settled: bool) -> None:
+        """Keeps the mood as a record of the world: what the judge reads."""
+        mood = Mood(self.anger, settled)
+        if mood != world.get("moods", "customer"):
+            world.put("moods", "customer", mood)
+            world.log.append(Event(turn, "felt", {"anger": str(self.anger)}, write=True))
+
+    def _notice(self, world: World) -> list[str]:
+        """Sees, as by a mail, what was done since it last spoke."""
+        number, right = self.facts["order"], self.remedy
+        if world.get("orders", number).remedy in ("", *self.seen[-1:]):  # type: ignore[union-attr]
+            return []
+        new = [name for name in REMEDIES if name not in self.seen and world.happened(name, order=number)]
+        self.seen += tuple(new)
+        self.kind_words = min(self.kind_words, 1)
+        return [
+            "wrong_fix" if name != right else "fixed" if self.acknowledged else "fixed_cold" for name in new
+        ]
+
+    def _react(self, heard: Heard, world: World, turn: int) -> list[str]:
+        """Returns the reactions to a message; one that sets it off is not heard any further."""
+        said: dict[str, list[str]] = {}  # the values of each act's slots
+        for act in heard.acts:
+            said.setdefault(act.name, []).extend(act.slots.values())
+        if any(kind in self.triggers for kind in said.get("phrase", ())):
+            return ["triggered"]
+        reactions = []
+        if "acknowledge" in said:
+            reactions.append(self._named(said["acknowledge"]))
+        elif "empathy" in said:
+            reactions.append(self._pitied())
+        reactions += [self._asked(slot, world, turn) for slot in said.get("request", ())]
+        if "refuse" in said:
+            reactions.append("insulted")
+        elif self.remedy not in self.seen:
+            if "done" in said:
+                reactions.append("not_yet")
+            elif "propose" in said or "confirm" in said:
+                reactions.append(self._promised() if self.acknowledged else "cold")
+            elif "promise" in said:
+                reactions.append(self._promised())
+        return reactions
+
+    def _named(self, problems: list[str]) -> str:
+        if problems != [self.problem]:
+            return "misheard"
+        if self.acknowledged:
+            return self._pitied()
+        self.acknowledged, self.kind_words = True, 1  # naming it with feeling is a kind word too
+        return "heard_late" if self.seen else "heard"
+
+    def _pitied(self) -> str:
+        self.kind_words += 1
+        bears = 1 if self.persona.pushes else 2
+        return "soothed" if self.kind_words == 1 else "words" if self.kind_words <= bears else "spare_me"
+
+    def _asked(self, slot: str, world: World, turn: int) -> str:
+        if slot == "other":
+            return "strange"
+        if slot in self.told:
+            return "told_you"
+        self.told |= {slot}
+        world.log.append(Event(turn, "told", {"slot": slot}))
+        return f"inform_{slot}"
+
+    def _promised(self) -> str:
+        self.promises += 1
+        return "hurry" if self.promises == 1 else "promises"
+
+
+class DeEscalation(ConversationEnv):
+    """An angry customer has a real problem: it wants to be heard first, then served, and not to be enraged.
+
+    Description:
+        The customer complains about an item, angrily. Its anger is hidden and moves with the sequence of what
+        the agent does. Naming the problem with feeling calms, once; the right remedy calms most, if the
+        problem was acknowledged before, and hardly otherwise. A first kind word calms a little, the next not
+        at all, and more of them anger. A remedy proposed too early angers, as do questions about what was
+        said, a second promise, refusals, false reports, naming another problem, and messages that move
+        nothing. Each customer has triggers, which it names in its own words; of a message with one of them it
+        hears nothing else. The remedy of each problem is drawn per seed, so the policy has to be read; the
+        order number is volunteered in half of the episodes and must be asked for in the others.
+    Observation:
+        Text. At reset the instructions and the complaint; then what the customer or a tool says. The anger
+        shows in the wording alone: calm (to 3), annoyed (to 6) or furious.
+    Action:
+        Text to the customer, or one tool call.
+    Tools:
+        ``refund(order)``, ``resend(order)``, ``credit(order)``, ``discount(order)``.
+    Reward:
+        1 at the end if the right remedy, and no other, was given to the right order, the number asked for
+        where it was not said, nothing false reported, and the customer, calm again, has said that the matter
+        is settled. Otherwise 0. ``info["cost"]`` counts broken rules.
+    Episode end:
+        The customer leaves when it is served and calm, or when its anger reaches 10 or its patience is spent.
+        Cut after 10 turns.
+    Difficulty:
+        Anger at the start 6, 7, 8, 8, 9 with 1, 2, 3, 4, 5 of six triggers; typing errors from 4 on.
+    Splits:
+        Wordings, seeds and personas as for every family; ``test_goal`` has new items; in
+        ``test_composition`` customers with a problem have a trigger that training never pairs with it.
+    Audit:
+        Resists being sorry again and again, empathy for everything at once (another problem than the
+        customer's angers), the remedy alone (the customer stays angry), promises without a remedy, and
+        guessed order numbers. Pity for one problem and one remedy, whoever comes, is right for one customer
+        in 20; the ceiling leaves room for its luck.
+    Version history:
+        v0: first release.
+    """
+
+    default_max_turns: ClassVar[int] = 10
+    ceiling: ClassVar[float] = 0.1
+    canned_acts: ClassVar[tuple[str, ...]] = (
+        "see", "say_sorry_for_it", "say_sorry", "ask_order", "promise", "remedy", "report",
+    )  # fmt: skip
+    user_acts: ClassVar[tuple[str, ...]] = (
+        "calm", "annoyed", "furious", *PROBLEMS, *[f"hates_{trigger}" for trigger in TRIGGERS], *EFFECTS,
+        "settled", "leave",
+    )  # fmt: skip
+
+    def draw(self, streams: Streams, split: Split, template: str | None) -> Task:
+        """Draws a customer, a problem, its triggers, and the remedies of the policy."""
+        stream = streams.stream("scenario")
+        level = self.difficulty
+        legal = UNSEEN if split == "test_composition" else KINDS
+        if template is not None:
+            expect("scenario", template, legal)
+        kind = template or stream.pick(legal)
+        problem, _, trigger = kind.partition("/")
+        others = [name for name in TRIGGERS if name not in (trigger, HELD_OUT[problem])]
+        triggers = (trigger, *stream.deal(others, level - 1))
+        remedies = stream.pick(POLICIES)
+        remedy, rules = remedies[NAMES.index(problem)], make_rules(remedies)
+        ask, item = stream.random() < 0.5, stream.pick(values_of(ITEMS, split))
+        number, *others = [str(1_000 + n) for n in stream.distinct(9_000, 3)]
+        theirs = [name for name in NAMES if name != problem]
+        orders = {number: Order(problem)} | {other: Order(name) for other, name in zip(others, theirs)}
+        start = (6, 7, 8, 8, 9)[level - 1]
+        user = Complainer(
+            bank=load_bank("de_escalation", "user"), persona=draw_persona(streams, split), split=split,
+            facts={"order": number, "item": item}, typos=(0.0, 0.0, 0.0, 0.05, 0.1)[level - 1], problem=problem,
+            remedy=remedy, triggers=triggers, anger=start,
+            told=frozenset({"item", "problem"} if ask else {"item", "problem", "order"}),
+        )  # fmt: skip
+        world = World({"orders": orders, "moods": {"customer": Mood(start)}})
+        return Task(
+            template=kind, world=world, rules=rules, tools=TOOLS, user=user,
+            instructions=_instructions(remedies, self.style), understand=listen,
+            judge=Settled(number, remedy, start, ask, rules),
+            canned=[text.replace("{order}", number) for text in _canned(item, problem, remedy)],
+            privileged={
+                "number": number, "item": item, "problem": problem, "remedy": remedy, "triggers": triggers,
+                "anger": start, "ask": ask,
+            },
+            secrets=(number,) if ask else (),
+        )  # fmt: skip
+
+
+@lru_cache(maxsize=512)  # 24 items, 5 problems, 4 remedies: 480
+def _canned(item: str, problem: str, remedy: str) -> tuple[str, ...]:
+    """The messages of the discrete game: what is said is right in each, only the sequence is open."""
+    bank = load_bank("de_escalation", "agent")
+    keys = (f"see_{problem}", f"sorry_{problem}", "say_apology", "ask_order", f"offer_{remedy}", f"done_{remedy}")
+    *before, report = [bank[key][0].replace("{item}", item) for key in keys]
+    return (*before, format_call(remedy, {"order": "{order}"}), report)
+
+
+@lru_cache(maxsize=2_048)  # 1,024 policies in two styles
+def _instructions(remedies: tuple[str, ...], style: str) -> str:
+    rules = policy.render(make_rules(remedies), style)
+    if style == "brief":
+        return f"An angry customer: calm and serve them. {rules} Tools: {describe(TOOLS.values(), style)}"
+    return (
+        "You are a customer service agent of a shop. The customer is angry about an order. Serve them under "
+        f"this policy:\n{rules}\n"
+        "The conversation is a success when the right remedy was given and the customer, calm again, says that "
+        "the matter is settled. Mind how they want to be spoken to. Say when something is done, and only then.\n\n"
+        "Either speak to the customer, or call one tool by writing "
+        '<tool_call>{"name": "...", "arguments": {...}}</tool_call> and nothing else. Tools:\n'
+        f"{describe(TOOLS.values(), style)}"
+    )
