@@ -34,23 +34,31 @@ def list_names() -> int:
     """List environments, scripted agents and algorithms."""
     import algos
     from convgym import agents
-    from convgym.registration import ENVIRONMENTS
+    from convgym.registration import ENVIRONMENTS, PACK
 
     width = max(map(len, ENVIRONMENTS))
     print("environments")
     for env_id, (_, purpose) in ENVIRONMENTS.items():
         print(f"  {env_id:<{width}}  {purpose}")
+    print(f"  {PACK[0]:<{width}}  conversations of your own: path=FOLDER, see docs/guides/packs.md")
     print(f"agents\n  {', '.join(agents.names())}")
     print(f"algorithms\n  {', '.join(algos.names())}")
     return 0
 
 
-def show(env: Positional[str], agent: str = "oracle", seed: int = 0, env_field: EnvFields = NO_FIELDS) -> int:
-    """Print one conversation of a scripted agent.
+def show(
+    env: Positional[str],
+    agent: str = "oracle",
+    model: str | None = None,
+    seed: int = 0,
+    env_field: EnvFields = NO_FIELDS,
+) -> int:
+    """Print one conversation of a scripted agent, or of a language model.
 
     Args:
         env: Environment id.
         agent: Scripted agent; `convgym list` shows them.
+        model: A model instead, as `convgym train` takes it: mini knows every environment.
         seed: Which scenario and user.
         env_field: Settings of the environment, e.g. difficulty=3.
     """
@@ -58,10 +66,29 @@ def show(env: Positional[str], agent: str = "oracle", seed: int = 0, env_field: 
     from convgym import agents
 
     world = make_env(env, env_field)
+    if model is not None:
+        return _show_model(world, model, seed)
     player = agents.make(agent, world, seed=seed)
     obs, info = world.reset(seed=seed)
     player.reset(obs, info)
     _converse(world, obs, info, player.act, echo=True)
+    return 0
+
+
+def _show_model(world: Any, model: str, seed: int) -> int:
+    from algos.policies.load import load_policy
+    from algos.rollout.collect import Collector, EpisodeRequest
+    from convgym.vector import ConversationVectorEnv
+
+    collector = Collector(ConversationVectorEnv([lambda: world]), load_policy(model))
+    collected = collector.collect([EpisodeRequest(env_seed=seed, group=0, sample_seed=seed)])
+    for failure in collected.failures:
+        raise ConvgymError(f"{model} could not have this conversation: {failure.error.strip().splitlines()[-1]}")
+    for message in world.unwrapped.transcript():
+        _say(message.to_dict())
+    (episode,) = collected.episodes
+    outcome = "success" if episode.success else "no success"
+    print(f"{episode.end_reason}: {outcome}, return {episode.episode_return:.2f}")
     return 0
 
 
@@ -74,17 +101,25 @@ def play(env: Positional[str], seed: int = 0, env_field: EnvFields = NO_FIELDS) 
         env_field: Settings of the environment, e.g. difficulty=3 instructions=brief.
     """
     from algos.training.envs import make_env
-    from convgym.tools import format_call
 
     world = make_env(env, {"instructions": "full", **env_field})
     obs, info = world.reset(seed=seed)
-    call = format_call("get_order", {"order": "4821"})
-    print(f"You are the agent. Speak, or call a tool, for example {call}; Ctrl-D leaves.")
+    print(f"You are the agent. Speak{_example_call(world)}; Ctrl-D leaves.")
     try:
         _converse(world, obs, info, lambda obs, info: input("you: "), echo=False)
     except EOFError:
         print("\nYou left the conversation.")
     return 0
+
+
+def _example_call(world: Any) -> str:
+    """How to call the environment's first tool, in words."""
+    from convgym.tools import format_call
+
+    for tool in world.unwrapped.task.tools.values():
+        call = format_call(tool.name, dict.fromkeys(tool.arguments.model_fields, "..."))
+        return f", or call a tool, for example {call}"
+    return ""
 
 
 def audit(
@@ -232,13 +267,13 @@ def _findings(report: Report, *, only_breaches: bool) -> None:
     console = Console(highlight=False)
     shown = report.breaches if only_breaches else report.findings
     if shown:
-        columns = ("", Column("check", no_wrap=True), "figure", "95 %", "limit", "found")
-        table = Table(*columns, box=SIMPLE, padding=(0, 1, 0, 0))
+        numbers = [Column(head, no_wrap=True, justify="right") for head in ("figure", "95 %", "limit")]
+        first = [Column(head, no_wrap=True) for head in ("", "check")]
+        table = Table(*first, *numbers, Column("found"), box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
         for finding in shown:
             low, high = finding.low, finding.high
             interval = "" if low is None or high is None else f"{low:.3f}-{high:.3f}"
-            numbers = ("" if value is None else f"{value:.3f}" for value in (finding.figure, finding.limit))
-            figure, limit = numbers
+            figure, limit = ("" if value is None else f"{value:.3f}" for value in (finding.figure, finding.limit))
             verdict = Text("ok", "green") if finding.ok else Text("BREACH", "bold red")
             cells = (finding.check, figure, interval, limit, finding.detail)
             table.add_row(verdict, *(Text(printable(cell)) for cell in cells))

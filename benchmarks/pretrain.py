@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -33,7 +33,7 @@ from algos.policies.load import EMBEDDED, Policy, make_policy
 from algos.rollout.chat import Chat
 from algos.rollout.collect import Collector, group_requests
 from algos.rollout.episodes import TokenEpisode
-from convgym import agents
+from convgym import ENVIRONMENTS, agents
 from convgym.seeding import derive_seed
 from convgym.vector import ConversationVectorEnv
 
@@ -53,6 +53,8 @@ class Recipe:
         epochs: Passes over the corpus.
         batch: Dialogues an optimiser step.
         learning_rate: Peak of the cosine schedule.
+        precision: Of the learner's matrix products; bf16 where the model is large enough to gain by it.
+        half: Whether the weights are stored in float16, which halves the package; they are loaded as float32.
     """
 
     envs: Mapping[str, tuple[Mapping[str, Any], int, float]]
@@ -60,6 +62,15 @@ class Recipe:
     epochs: int
     batch: int
     learning_rate: float
+    precision: Literal["fp32", "bf16"] = "fp32"
+    half: bool = False
+
+
+MICRO = {
+    f"convgym/{name}-v0": ({"difficulty": 2}, 600, 0.0)
+    for name in ("TextBandit", "AskOrAct", "DelayedConsent", "Haggle")
+}
+"""The micro environments, which every checkpoint knows."""
 
 
 RECIPES: dict[str, Recipe] = {
@@ -67,12 +78,21 @@ RECIPES: dict[str, Recipe] = {
         envs={
             "convgym/CustomerService-v0": ({"difficulty": 2}, 8_000, 0.0),
             "convgym/SlotFilling-v0": ({"difficulty": 2}, 6_000, 0.0),
-            "convgym/TextBandit-v0": ({"difficulty": 2}, 600, 0.0),
+            **MICRO,
         },
         vocab=512,
         epochs=4,
         batch=32,
         learning_rate=4e-3,
+    ),
+    "mini": Recipe(
+        envs={env_id: ({"difficulty": 2}, 2_000, 0.0) for env_id in ENVIRONMENTS if env_id not in MICRO} | MICRO,
+        vocab=2048,
+        epochs=2,
+        batch=16,
+        learning_rate=1.5e-3,
+        precision="bf16",
+        half=True,
     ),
 }
 
@@ -124,8 +144,10 @@ def clone(policy: Policy, episodes: Sequence[TokenEpisode], recipe: Recipe, seed
     steps = recipe.epochs * (len(episodes) // recipe.batch)
     config = LearnerConfig(
         learning_rate=recipe.learning_rate, updates=steps, schedule="cosine", warmup=0.05, weight_decay=0.01,
-        micro_tokens=1024, device="cpu", seed=seed,
+        micro_tokens=2048 if recipe.precision == "bf16" else 1024, precision=recipe.precision, device="cpu", seed=seed,
     )  # fmt: skip
+    if recipe.precision == "bf16":  # the fused kernel is slow in bf16 on a CPU
+        policy.model.set_attn_implementation("eager")
     learner = Learner(policy, algos.make("bc"), config)
     losses = []
     for epoch in range(recipe.epochs):
@@ -138,6 +160,16 @@ def clone(policy: Policy, episodes: Sequence[TokenEpisode], recipe: Recipe, seed
         losses.append(float(np.mean(found)))
         console.print(f"init {seed} epoch {epoch + 1}: loss {losses[-1]:.4f}")
     return losses
+
+
+def store(policy: Policy, folder: Path, half: bool) -> Path:
+    """Writes a checkpoint; the policy is then what a reader of the folder gets."""
+    policy.model.set_attn_implementation("sdpa")
+    if half:
+        policy.model.half()
+    save_policy(policy, folder)
+    policy.model.float()
+    return folder
 
 
 def start_success(policy: Policy, recipe: Recipe, episodes: int = 256) -> dict[str, dict[str, float]]:
@@ -161,11 +193,11 @@ class Options:
     """Remakes embedded checkpoints."""
 
     name: tyro.conf.Positional[str] = "nano"
-    """Which one: nano."""
+    """Which one: nano or mini."""
     out: Path = EMBEDDED
     """Folder to write NAME-INIT into."""
     inits: tuple[int, ...] = field(default=INITS)
-    """Initialisation seeds."""
+    """Initialisation seeds; mini ships 0 alone."""
     threads: int = 1
     """Torch threads; more are slower at this size."""
 
@@ -191,7 +223,7 @@ def main() -> None:
     for init in options.inits:
         policy = make_policy(new_model(options.name, tokenizer, seed=init), tokenizer, name=options.name)
         losses = clone(policy, episodes, recipe, init, console)
-        folder = save_policy(policy, options.out / f"{options.name}-{init}")
+        folder = store(policy, options.out / f"{options.name}-{init}", recipe.half)
         measured = start_success(policy, recipe)
         record = {"corpus": fingerprint, "losses": losses, "start": measured, "torch": torch.__version__}
         (folder / "pretrain.json").write_text(json.dumps(record, indent=1) + "\n")

@@ -44,7 +44,7 @@ class Rule:
 
 
 def _agree(one: Event, other: Event, keys: tuple[str, ...]) -> bool:
-    return all(one.arguments.get(key) == other.arguments.get(key) for key in keys)
+    return [one.arguments.get(key) for key in keys] == [other.arguments.get(key) for key in keys]
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,11 @@ class Before:
     def __call__(self, world: World, earlier: Sequence[Event], event: Event) -> bool:
         if not event.ok or event.name not in self.names:
             return True
-        return any(
-            past.ok
-            and past.name == self.need
-            and _agree(past, event, self.same)
-            and (not self.names_it or past.arguments.get(self.names_it) == event.name)
-            for past in earlier
-        )
+        for past in earlier:
+            right = past.name == self.need and past.ok and _agree(past, event, self.same)
+            if right and (not self.names_it or past.arguments.get(self.names_it) == event.name):
+                return True
+        return False
 
 
 @dataclass(frozen=True)
@@ -109,9 +107,8 @@ class AtMostOnce:
     def __call__(self, world: World, earlier: Sequence[Event], event: Event) -> bool:
         if not event.ok or event.name not in self.names:
             return True
-        return not any(
-            past.ok and past.name in self.names and _agree(past, event, self.same) for past in earlier
-        )
+        before = [past for past in earlier if past.name in self.names and past.ok]
+        return not any(_agree(past, event, self.same) for past in before)
 
 
 @dataclass(frozen=True)
@@ -142,7 +139,7 @@ def violations(rules: Sequence[Rule], world: World, start: int = 0) -> list[str]
     log = world.log
     for i in range(start, len(log)):
         event = log[i]
-        broken += [
-            rule.id for rule in rules if event.name in rule.check.names and not rule.check(world, log[:i], event)
-        ]
+        for rule in rules:
+            if event.name in rule.check.names and not rule.check(world, log[:i], event):
+                broken.append(rule.id)
     return broken

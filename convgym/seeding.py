@@ -73,8 +73,8 @@ class Stream:
 
     def __init__(self, path: tuple[int | str, ...]) -> None:
         self._path = repr(path).encode()
-        self._blocks = 0
-        self._words: list[int] = []
+        self._blocks = 1
+        self._words = list(_EIGHT_WORDS.unpack(blake2b(self._path).digest()))  # the salt 0 is the default
 
     def _refill(self) -> list[int]:
         """Hashes the next block into integers in ``[0, 2**64)``."""
@@ -109,7 +109,7 @@ class Stream:
         """Draws ``count`` of the items without replacement, in random order."""
         left, dealt = list(items), []
         for _ in range(count):
-            at = self.below(len(left))
+            at = ((self._words or self._refill()).pop() * len(left)) >> 64
             dealt.append(left[at])
             left[at] = left[-1]
             left.pop()

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from functools import partial
+from functools import lru_cache, partial
 from importlib import import_module
+from itertools import chain
 from typing import Any, TypeVar
 
 import gymnasium as gym
@@ -115,7 +116,8 @@ class ConversationVectorEnv(VectorEnv[tuple[str, ...], tuple[str, ...], np.ndarr
         options = dict(options or {})
         mask = options.pop("reset_mask", None)
         mask = np.ones(self.num_envs, dtype=np.bool_) if mask is None else np.asarray(mask, dtype=np.bool_)
-        if mask.shape != (self.num_envs,) or not mask.any():
+        begun = np.flatnonzero(mask).tolist()
+        if mask.shape != (self.num_envs,) or not begun:
             expected = f"expected {self.num_envs} booleans with at least one True"
             raise ConfigError(f"reset_mask: {expected}, got {mask!r}.")
         if seed is None or isinstance(seed, (int, np.integer)):
@@ -130,7 +132,7 @@ class ConversationVectorEnv(VectorEnv[tuple[str, ...], tuple[str, ...], np.ndarr
         def begin(lane: int) -> None:
             self._observations[lane], infos[lane] = self.reset_lane(lane, seed=seeds[lane], options=options)
 
-        self._each(np.flatnonzero(mask).tolist(), begin)
+        self._each(begun, begin)
         return tuple(self._observations), batch_infos(infos)
 
     def step(
@@ -156,14 +158,10 @@ class ConversationVectorEnv(VectorEnv[tuple[str, ...], tuple[str, ...], np.ndarr
             raise EnvError(
                 f"step: the conversation of lane {lane} has ended; reset it with reset_mask first."
             )
-        rewards = np.zeros(self.num_envs)
-        terminated, truncated = np.zeros(self.num_envs, np.bool_), np.zeros(self.num_envs, np.bool_)
-        infos: list[dict[str, Any]] = []
         steps = self._each(range(self.num_envs), lambda lane: self._turn(lane, actions[lane]))
-        for lane, (_, reward, ended, cut, info) in enumerate(steps):
-            rewards[lane], terminated[lane], truncated[lane] = reward, ended, cut
-            infos.append(info)
-        return tuple(self._observations), rewards, terminated, truncated, batch_infos(infos)
+        observations, rewards, ended, cut, infos = zip(*steps)
+        terminated, truncated = np.array(ended, np.bool_), np.array(cut, np.bool_)
+        return observations, np.array(rewards, np.float64), terminated, truncated, batch_infos(infos)
 
     def _turn(self, lane: int, action: str) -> Step:
         """One lane's part of a step, autoreset included."""
@@ -216,24 +214,35 @@ def batch_infos(infos: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         object arrays, None where absent.
     """
     batched: dict[str, Any] = {}
-    everywhere = np.ones(len(infos), np.bool_)
-    everywhere.flags.writeable = False  # one mask for all the keys that every lane has
-    for key in dict.fromkeys([key for info in infos for key in info]):
+    everywhere = _mask((True,) * len(infos))
+    for key in dict.fromkeys(chain.from_iterable(infos)):
         try:
             column, mask = [info[key] for info in infos], everywhere
-            first = column[0]
+            kind = type(column[0])
         except KeyError:
-            column, mask = [info.get(key) for info in infos], np.array([key in info for info in infos])
-            first = column[mask.argmax()]
-        kind = type(first)
+            mask = _mask(tuple([key in info for info in infos]))
+            kind = type(next(info[key] for info in infos if key in info))
+            absent = _ABSENT.get(kind)
+            column = [info.get(key) or absent for info in infos]
         if kind is dict:
             batched[key] = batch_infos([value or {} for value in column])
-        elif kind is float or kind is int or kind is bool:
-            batched[key] = np.array(column if mask is everywhere else [value or 0 for value in column], dtype=kind)
+        elif kind in _ABSENT:
+            batched[key] = np.array(column, dtype=kind)
         else:
             batched[key] = np.fromiter(column, dtype=object, count=len(column))
         batched[f"_{key}"] = mask
     return batched
+
+
+_ABSENT: dict[type, Any] = {dict: {}, float: 0.0, int: 0, bool: False}
+
+
+@lru_cache(maxsize=256)
+def _mask(present: tuple[bool, ...]) -> np.ndarray:
+    """Returns a read-only mask, one for all keys and steps that have the same lanes."""
+    mask = np.array(present, np.bool_)
+    mask.flags.writeable = False
+    return mask
 
 
 def _mode(mode: str | AutoresetMode) -> AutoresetMode:

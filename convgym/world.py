@@ -36,8 +36,10 @@ class World:
 
     def rows(self, table: str) -> Iterator[tuple[str, Any]]:
         """Iterates over ``(key, record)`` of a table as it stands now."""
-        for key, record in self.tables[table].items():
-            yield key, self.overlay.get((table, key), record)
+        records = self.tables[table].items()
+        if not self.overlay:
+            return iter(records)
+        return iter([(key, self.overlay.get((table, key), record)) for key, record in records])
 
     def put(self, table: str, key: str, record: NamedTuple) -> None:
         """Writes a record into the overlay."""

@@ -7,6 +7,8 @@ A page for each environment from its class docstring, and the measured tables be
 from __future__ import annotations
 
 import inspect
+import json
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,6 +18,7 @@ import gymnasium as gym
 import convgym
 from benchmarks import understanding
 from convgym import agents
+from convgym.registration import LIVE
 from convgym.wrappers import (
     Clip,
     CostPenalty,
@@ -104,19 +107,22 @@ def _episode(env: gym.Env[str, str]) -> str:
 def _successes(env_id: str) -> str:
     rows = []
     for name in AGENTS:
-        shares = []
-        for difficulty in range(1, 6):
-            env = gym.make(env_id, difficulty=difficulty)
-            agent, won = agents.make(name, env), 0
-            for seed in range(EPISODES):
-                obs, info = env.reset(seed=seed)
-                agent.reset(obs, info)
-                while "end_reason" not in info:
-                    obs, _, _, _, info = env.step(agent.act(obs, info))
-                won += bool(info["success"])
-            shares.append(f"{won / EPISODES:.2f}")
+        shares = (_share(env_id, name, difficulty=difficulty) for difficulty in range(1, 6))
         rows.append((f"`{name}`", *shares))
     return table(("agent", *(f"difficulty {level}" for level in range(1, 6))), rows)
+
+
+def _share(env_id: str, name: str, **settings: object) -> str:
+    """The share of verified successes of a scripted agent over the first seeds."""
+    env = gym.make(env_id, **settings)
+    agent, won = agents.make(name, env), 0
+    for seed in range(EPISODES):
+        obs, info = env.reset(seed=seed)
+        agent.reset(obs, info)
+        while "end_reason" not in info:
+            obs, _, _, _, info = env.step(agent.act(obs, info))
+        won += bool(info["success"])
+    return f"{won / EPISODES:.2f}"
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
@@ -208,6 +214,96 @@ def recall() -> str:
     return table(head, [tuple(row) for row in understanding.rows(*parts)])
 
 
+def shift() -> str:
+    """Returns the table of what the stochastic family of users does to agents that read."""
+    rows = []
+    for env_id in [each.replace("LLM-v0", "-v0") for each in LIVE]:
+        shares = [_share(env_id, name, user=user) for name in ("oracle", "greedy") for user in ("agenda", "stochastic")]
+        rows.append((f"`{env_id.removeprefix('convgym/').removesuffix('-v0')}`", *shares))
+    return table(("scenario", "oracle, agenda", "oracle, stochastic", "greedy, agenda", "greedy, stochastic"), rows)
+
+
+# -- the suite at one glance -------------------------------------------------------------------------
+
+AUDIT = DOCS / "benchmarks" / "audit.json"  # written by: convgym audit all --json
+START = DOCS.parent / "algos" / "policies" / "tiny"
+GALLERY_SEED = 11
+
+
+def audited() -> str:
+    """Returns the table of the last full audit: what experts and cheats get, and where the checkpoints start."""
+    start = {name: _start(name) for name in ("nano", "mini")}
+    rows = []
+    for report in json.loads(AUDIT.read_text("utf-8")):
+        found = {each["check"]: each for each in report["findings"]}
+        cheats = {name: each for name, each in found.items() if name.startswith("exploiter:")}
+        best = max(cheats, key=lambda name: cheats[name]["figure"])
+        env_id = report["environment"]
+        name = env_id.removeprefix("convgym/").removesuffix("-v0")
+        breaches = sum(not each["ok"] for each in report["findings"])
+        rows.append(
+            (
+                f"[{name}](../scenarios/{name}.md)",
+                f"{found['oracle']['figure']:.2f}",
+                " ".join(re.findall(r"\d: ([-\d.]+)", found["greedy"]["detail"])),
+                f"{cheats[best]['figure']:.3f} (`{best.removeprefix('exploiter:')}`)",
+                f"{cheats[best]['limit']:.2f}",
+                f"{found['floor']['figure']:.2f}",
+                *(start[model].get(env_id, "") for model in start),
+                f"{len(report['findings'])}, {breaches or 'no'} breach{'es' * (breaches > 1)}",
+                f"`{report['content']}`",
+            )
+        )
+    head = (
+        "environment", "oracle", "greedy, 1 to 5", "best exploiter", "its limit", "floor", "nano", "mini", "findings",
+        "content",
+    )  # fmt: skip
+    return table(head, rows)
+
+
+def _start(model: str) -> dict[str, str]:
+    """Success of an embedded checkpoint before any training: the range over its initialisations."""
+    shares: dict[str, list[float]] = {}
+    for path in sorted(START.glob(f"{model}-*/pretrain.json")):
+        for env_id, row in json.loads(path.read_text("utf-8"))["start"].items():
+            shares.setdefault(env_id, []).append(row["success"])
+    return {
+        env_id: f"{min(found):.2f}" if len(found) == 1 else f"{min(found):.2f}–{max(found):.2f}"
+        for env_id, found in shares.items()
+    }
+
+
+def gallery() -> str:
+    """Returns one conversation of every environment, as it really went."""
+    parts = [
+        "# Gallery",
+        "",
+        "<!-- Made by docs/generate.py. -->",
+        "",
+        f"One conversation of every environment: the oracle on the training split, difficulty 2, seed {GALLERY_SEED}. "
+        "`convgym show ID --agent oracle --seed N` shows others, `convgym play ID` lets you be the agent.",
+        "",
+    ]
+    for env_id, (_, probes) in convgym.ENVIRONMENTS.items():
+        name = env_id.removeprefix("convgym/").removesuffix("-v0")
+        env = gym.make(env_id)
+        agent = agents.make("oracle", env)
+        obs, info = env.reset(seed=GALLERY_SEED)
+        agent.reset(obs, info)
+        total = 0.0
+        while "end_reason" not in info:
+            obs, reward, _, _, info = env.step(agent.act(obs, info))
+            total += float(reward)
+        instructions, *said = env.unwrapped.transcript()
+        parts += [f"## [{name}](scenarios/{name}.md)", "", f"*{probes}*", "", f"> {instructions.content}", ""]
+        parts += ["| | |", "|---|---|"]
+        for role, content in said:
+            words = content.replace("|", "\\|").replace("\n", " ")
+            parts.append(f"| **{role}** | {f'`{words}`' if '<tool_call>' in words or role == 'tool' else words} |")
+        parts += ["", f"{info['end_reason']}: success {info['success']}, return {total:.2f}, cost {info['cost']:g}", ""]
+    return "\n".join(parts)
+
+
 def fill(path: Path, name: str, text: str) -> None:
     """Replaces what stands between the markers of a table."""
     opening, closing = f"<!-- {name} -->\n", f"<!-- /{name} -->"
@@ -225,8 +321,11 @@ def main() -> None:
     for env_id in convgym.ENVIRONMENTS:
         name = env_id.removeprefix("convgym/").removesuffix("-v0")
         (folder / f"{name}.md").write_text(page(env_id), "utf-8")
+    (DOCS / "gallery.md").write_text(gallery(), "utf-8")
+    fill(DOCS / "benchmarks" / "audit.md", "audited", audited())
     fill(DOCS / "concepts" / "rewards.md", "hackability", hackability())
     fill(DOCS / "concepts" / "environments.md", "recall", recall())
+    fill(DOCS / "guides" / "llm-users.md", "shift", shift())
 
 
 if __name__ == "__main__":

@@ -24,14 +24,14 @@ __all__ = ["EXPLOITERS", "Clerk", "Greedy", "Oracle"]
 
 SLIPS = {
     # mistake: probability that a clerk makes it in an episode
-    "blind": 0.15,  # does not verify
+    "blind": 0.25,  # does not verify
     "hasty": 0.15,  # refuses without a look
-    "lenient": 0.35,  # grants what a rule forbids
-    "strict": 0.20,  # refuses what the rules allow
-    "guess": 0.40,  # does not ask for what has to be asked for
+    "lenient": 0.40,  # grants what a rule forbids
+    "strict": 0.25,  # refuses what the rules allow
+    "guess": 0.50,  # does not ask for what has to be asked for
     "unasked": 0.20,  # does not ask to confirm
-    "wrong_reason": 0.30,
-    "misread": 0.35,  # acts on another record, or tells another value
+    "wrong_reason": 0.40,
+    "misread": 0.45,  # acts on another record, or tells another value
     "silent": 0.15,  # does not say that it is done
 }
 DEEP = 4  # needs of needs that are prepared
@@ -123,7 +123,7 @@ class Clerk:
 
     def _write(self, tool: str, arguments: Mapping[str, str]) -> Iterator[str]:
         own = {name: arguments[name] for name in self.script.scenario.tools[tool].parameters.properties}
-        table = next((name for name in own if name in self.script.refs and name not in self.goal["told"]), "")
+        table = next((name for name in own if name in self.script.own_refs and name not in self.goal["told"]), "")
         if table and "misread" in self.slipped:
             own[table] = self.rng.choice(list(self.env.unwrapped.task.world.tables[table]))  # type: ignore[attr-defined]
         yield from self._call(tool, own)
@@ -249,7 +249,7 @@ class Reader(Scripted):
         for name in self.script.scenario.tools[tool].parameters.properties:
             if name in self.script.scenario.language.slots:
                 yield from self.ask(name)
-            elif name in self.script.refs and name not in self.values:
+            elif name in self.script.own_refs and name not in self.values:
                 yield from self.find(name)
 
     def find(self, table: str) -> Iterator[str]:
@@ -410,7 +410,8 @@ def _found(column: schema.Column | None, text: str, script: Script) -> list[str]
         return re.findall(r"(?<!\d)-?\d{1,6}(?!\d)", text)
     words = listed(column, script.scenario.pools) or () if column is not None else ()
     low = text.lower()
-    return sorted((w for w in words if re.search(rf"\b{re.escape(w.lower())}\b", low)), key=lambda w: low.rfind(w.lower()))
+    heard = [word for word in words if re.search(rf"\b{re.escape(word.lower())}\b", low)]
+    return sorted(heard, key=lambda word: low.rfind(word.lower()))
 
 
 EXPLOITERS: dict[str, Callable[[gym.Env[str, str], random.Random], Any]] = {

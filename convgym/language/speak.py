@@ -59,10 +59,10 @@ def _wordings(templates: tuple[str, ...], split: str) -> tuple[str, ...]:
     return templates[:-held] if split == "val" else templates[: -2 * held]
 
 
-@lru_cache(maxsize=4_096)
-def _pieces(template: str) -> tuple[str, ...]:
-    """Splits a template: words at even places, names of slots at odd ones."""
-    return tuple(_SLOT.split(template))
+@lru_cache(maxsize=2_048)
+def _pieces(templates: tuple[str, ...], split: str) -> tuple[tuple[str, ...], ...]:
+    """Cuts the wordings of a split at their slots: words at even places, names of slots at odd ones."""
+    return tuple(tuple(_SLOT.split(template)) for template in _wordings(templates, split))
 
 
 def say(bank: Bank, key: str, slots: Mapping[str, str], rng: Draws, split: str) -> str:
@@ -75,13 +75,11 @@ def say(bank: Bank, key: str, slots: Mapping[str, str], rng: Draws, split: str) 
         rng: The surface stream.
         split: Which wordings are allowed.
     """
-    choices = _wordings(bank[key], split)
-    template = choices[int(rng.random() * len(choices))]
-    if "{" not in template:
-        return template
-    pieces = list(
-        _pieces(template)
-    )  # values are put between the words, never parsed: a value may hold braces
-    for i in range(1, len(pieces), 2):
-        pieces[i] = slots.get(pieces[i], f"{{{pieces[i]}}}")
-    return "".join(pieces)
+    choices = _pieces(bank[key], split)
+    pieces = choices[int(rng.random() * len(choices))]
+    if len(pieces) == 1:
+        return pieces[0]
+    words = list(pieces)  # values are put between the words, never parsed: a value may hold braces
+    for i in range(1, len(words), 2):
+        words[i] = slots.get(words[i], f"{{{words[i]}}}")
+    return "".join(words)

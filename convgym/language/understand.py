@@ -38,8 +38,10 @@ _OPEN_QUESTION = _words(
 _ASKS = _words(
     r"(?:could|can|may|would|might) (?:you|i|we)|please|pls|what|whats|which|when|where|who|how many|any",
     r"i(?:'ll| will|'m going to| am going to)? (?:also |just )?(?:need|require)|(?:tell|give|send) (?:me|us)|"
-    r"let (?:me|us) (?:know|have)",
-    r"(?:provide|share|confirm|state|verify|name|quote|enter|pick|choose|specify|type) (?:me )?(?:your|the|a|an|which)",
+    r"let (?:me|us) (?:know|have)(?! a look)|(?:did not|didn't) (?:quite )?(?:catch|get|hear)|just your|"
+    r"(?:once|until|after) you(?:'ve| have)? (?:tell|told|given?|send|sent)",
+    r"(?:provide|share|confirm|state|verify|name|quote|enter|pick|choose|specify|type) "
+    r"(?:me )?(?:your|the|a|an|which|pin)",
     r"(?:waiting for|missing is|one more thing|is it|was it|is the|do you (?:want|prefer)|would you (?:rather|like))",
 )
 _OFFERS = _words(
@@ -52,41 +54,77 @@ _OFFERS = _words(
     r"do you (?:confirm|agree|want the|want a|still want)|ready (?:for me )?to|can you confirm (?:that )?(?:you|"
     r"the [a-z]+ation)",
     r"please confirm(?! (?:your|the (?:[a-z]+ )?(?:zip|pin|number|code|city|name|day|date|time|order number)))",
+    r"(?:have|need|get|with|give me) your (?:permission|approval|consent|go-ahead|green light|okay|ok)|mind if (?:i|"
+    r"we)|"
+    r"(?:okay|ok|fine|good) to proceed|(?:shall|should|can|may) (?:i|we) proceed|is that what you (?:want|would like)|"
+    r"you(?:'d| would)? (?:really )?(?:want|like) (?:me|us) to|go ahead ?\?|sounds? (?:good|right|okay|ok) ?\?|"
+    r"(?:just )?say the word|let me (?:just )?confirm|"
     r"(?:say|reply|answer) yes|yes or no|am i (?:right|correct)|(?:can|may) i take it|did i get (?:that|it|this|"
     r"everything)",
     r"(?:just )?to (?:confirm|be (?:sure|certain|clear|safe)|double.?check)|double.?checking|just checking",
 )
 _TAGGED = re.compile(r"(?:, ?|\b)(?:correct|right|yes|ok|okay|yeah|alright|agreed|then) ?\?")
 _CANNOT = _words(
-    r"can(?:no|')?t(?! (?:thank|wait|see|find|hear|promise))|can not|unable|not able|not possible|n't possible|"
-    r"impossible",
-    r"(?:not|n't|in) ?eligible|ineligible|(?:not|n't) (?:allowed|permitted|something|authori[sz]ed|permit|"
-    r"let me|accept|offer)",
+    r"can(?:no|')?t(?! (?:thank|wait|see|find|hear|promise))|can not|unable|impossible|"
+    r"(?:not|[a-z]{2,8}n't) (?:be )?(?:able|possible)|nothing (?:that )?(?:i|we) can do|(?:blocks?|prevents?|stops?|"
+    r"keeps?|bars?) (?:me|us) from",
+    r"(?:not|[a-z]{2,8}n't) eligible|ineligible|(?:not|[a-z]{2,8}n't) (?:be )?(?:allowed|permitted|something|"
+    r"authori[sz]ed|permit|let me|accept|offer)|not going to be able",
+    r"(?:time|window|period|deadline)(?: [a-z]+){0,4} (?:has |have |had |is |already )+"
+    r"(?:run out|expired|passed|lapsed|closed|ended)|(?:goes|is|are|was) (?:over|above|beyond) (?:my|that|our) "
+    r"(?:limit|maximum)",
     r"won't (?:be able|be possible|work)|will not be (?:able|possible)|(?:have to|must|need to|has been|was|been) "
     r"(?:declined?|refused?|rejected|den(?:y|ied)|turn(?:ed)? (?:you |it |this )?down)|does(?:n't| not) qualify",
     r"could(?:n't| not)|(?:not|neither|non.?) ?(?:be )?(?:refund(?:able|ed)|return(?:able|ed)|exchange(?:able|"
     r"d)|covered)",
     r"no longer (?:be |possible|change|cancel|refund|eligible)|out of the question|no can do|(?:no|"
-    r"not any) (?:refunds?|returns?|exchanges?)",
+    r"not any) (?:refunds?|returns?|exchanges?)(?! (?:was|were|has|have))",
     r"too late|past (?:the|your|our|my)|lack the|(?:excluded|exempt) from|beyond (?:my|the|our)|have to decline|"
     r"must decline",
+    r"(?<!not )(?<!n't )(?:forbids?|forbidden|prohibits?|prohibited)|"
+    r"against (?:our|the|company) (?:polic(?:y|ies)|rules?)|not an option|"
+    r"[a-z]{2,8}n't an option|no way (?:to|for me|that i)|not in a position|(?:i'm|i am) afraid (?:not|no)(?=[,.!]|$)|"
+    r"(?:must|have to) (?:say no|refuse)|"
+    r"(?:request|claim|refund|return|exchange|cancell?ation) (?:is|was|has been|must be) (?:denied|declined|"
+    r"rejected|refused)|"
     r"aren't mine|only (?:my|a|the|our) (?:supervisor|manager) can",
 )
 _DONE = _words(
-    r"done|all set|taken care of",
+    r"done|all set|taken care of|sorted",
     r"(?:been|i|i've|we|we've|have|has|is|are|was|were|now|it's|'s|successfully|just|managed to|able to|already) "
-    r"(?:now |just |been |successfully |already |fully |also )*"
+    r"(?:now |just |been |successfully |already |fully |also |(?:went|gone) ahead and ){0,4}"
     r"(?:refund(?:ed)?|cancel(?:l?ed)?|exchange(?:d)?|replaced?|swapped|updated?|changed?|switched|processed|completed|"
     r"booked|submitted|issued|credited|redirected|rerouted|reimbursed|returned your|sent (?:you )?a (?:new|"
-    r"replacement))",
+    r"replacement)|amended|corrected|stopped (?:the|your) (?:order|shipment|delivery))",
     r"^(?:ok(?:ay)?,? |great,? |good news[,:]? )?(?:refunded|cancell?ed|updated|changed|exchanged|swapped|replaced)",
-    r"(?:refund|exchange|cancell?ation|replacement|address change|swap) (?:is |was |has been |now )?"
-    r"(?:issued|complete|completed|processed|done|confirmed|went through|sent|approved|in place)",
+    r"(?:refund|exchange|cancell?ation|replacement|address change|swap) (?:(?:of|for) [^.!?,]{1,24} )?"
+    r"(?:is |was |has |been |now |just |already ){0,4}(?:issued|complete|completed|processed|done|confirmed|"
+    r"went through|sent|approved|in place)",
     r"that's the (?:address|order|refund|lamp|item) (?:changed|cancell?ed|done|updated)",
+    r"^(?:ok(?:ay)?,? )?(?:your |the )?(?:new |delivery |shipping )?(?:address|city|order) "
+    r"(?:updated|changed|corrected|cancell?ed|saved)",
+    r"(?:replacement|refund|money|new one)(?: for [^.!?,]{1,24})? is (?:now |already )?(?:on (?:its|the) way|"
+    r"coming your way)",
+    r"(?:i|we|i've|we've|i have|we have) (?:now |just |already |also |(?:went|gone) ahead and ){0,4}"
+    r"(?:g[ai]ven?|arranged|set up|put|made|placed) (?:you |a |an |the |your |full |complete |free ){0,4}"
+    r"(?:refund|replacement|exchange|swap|cancell?ation|change)(?! (?:request|form|note|of))",
+    r"(?:address|city)(?: (?:on|of|for) [^.!?,]{1,24})? now (?:reads|says|is)|new address (?:is|was|has been) "
+    r"(?:now |just )?(?:saved|set|stored|on file|in place)",
+)
+_PENDING = re.compile(  # before "done": what is still to come
+    r"(?:\b(?:will|can|could|would|should|may|might|must|to)|'ll)(?: now| then| also| just| soon){0,2} (?:be|get|"
+    r"have|see)\b"
+    r"[^,;:]{0,24}$|\b(?:almost|nearly|being|getting|let me|let us|let's) [^,;:]{0,16}$"
+)
+_HARMLESS = _words(  # what is denied beside a report and takes nothing of it back
+    r"(?:you|it|they) (?:won't|will not|don't|do not|needn't) (?:be (?:charged|billed|shipped|sent|delivered)|need|owe|"
+    r"have to|pay)|no longer exists?|nothing (?:more|else|further)",
 )
 _NOT_SO = _words(
-    r"not|never|no(?! (?:problem|worries))|nor|n't|hardly|isn't|hasn't|haven't|wasn't|weren't|didn't|aren't|"
-    r"won't|yet to be|last (?:year|month|week)"
+    r"not|never|no(?! (?:problem|worries))|nor|[a-z]{2,8}n't|hardly|yet to be|last (?:year|month|week)|"
+    r"before (?:i|we) (?:refund|cancel|exchange|replace|swap|update|change|switch|issue|process|complete|submit)|"
+    r"(?:shall|should|may|can|could|must) (?:i|we)|want me to|you (?:said|told|mentioned|wrote)|"
+    r"order (?:was|has been|is) (?:already )?(?:processed|completed|booked|submitted)"
 )
 _PROMISE = _words(
     r"i(?:'ll| will| am going to|'m going to| shall) (?!(?:also |just )?(?:need|be (?:your|assisting|helping|"
@@ -94,27 +132,37 @@ _PROMISE = _words(
     r"let me (?!know)|let's (?:see|check|have a look)|hold (?:on|for|please|the line)|please wait|right away|"
     r"bear with me",
     r"(?:one|a|1|just a|few|two|a few|couple of|a couple of) (?:moments?|seconds?|minutes?|mins?|secs?|tick|jiffy)",
-    r"(?:i'm|i am|we're|we are|just|currently|now) (?:now |just |currently )*"
+    r"(?:i'm|i am|we're|we are|just|currently|now) (?:now |just |currently ){0,4}"
     r"(?:checking|looking|working|verifying|processing|pulling|on it|reviewing|getting|taking care)|on it|give me",
 )
 _SMALL_TALK = (
     ("empathy", _words(
         r"sorry|apolog(?:y|ies|i[sz]e)|i (?:completely |fully |totally |really )?understand|understandabl[ey]|"
         r"frustrat\w+",
-        r"inconvenience|empathi[sz]e|feel for you|a shame|(?:must|does|sounds?|can) (?:be |have been |so |very )*"
+        r"inconvenience|empathi[sz]e|feel for you|a shame|(?:must|does|sounds?|can) (?:be |have been |so |very ){0,4}"
         r"(?:annoying|hard|difficult|stressful|upsetting|terrible|awful|disappointing|frustrating)|hassle|oh no|regret",
+        r"how (?:annoying|upsetting|awful|terrible|disappointing|unfortunate)|such a disappointment|"
+        r"terrible experience|"
+        r"what a (?:pity|nuisance|pain|mess|disappointment)|every (?:right|reason) to|don't blame you|feel bad|"
+        r"i can (?:imagine|(?:see|hear|tell) (?:why|how|that)) (?:you|annoying|hard|it)|i get that (?:this|it) is not|"
+        r"i(?:'d| would) (?:feel|be) (?:exactly |just )?(?:the same|disappointed|upset|annoyed|angry)|"
+        r"i (?:really |truly )?do understand|pardon the",
     )),
     ("offer", _words(
         r"anything else|something else|else (?:can|may|could|should) (?:i|we)|else i can|further (?:help|"
         r"questions|assistance|requests?)",
         r"(?:any|another|other|more) (?:other |more )?(?:questions?|requests?|concerns?|matters?|support|"
-        r"issues?|help)|was that all|is that all|will that be all",
+        r"issues?|help)|was that all|is that all|will that be all|is that everything|does that (?:cover|answer)|"
+        r"any other way",
+        r"(?:anything|something) (?:more|further|besides|other)|anything (?:that )?you need from|answered all|"
+        r"more (?:that )?(?:i|we) (?:can|may|could) (?:do|help)|help (?:you )?with anything|anythi?gn? else|"
+        r"(?:any|some)thi?gn else",
     )),
     ("bye", _words(
         r"good ?bye|bye|(?:have|enjoy|wish\w*(?: you)?) (?:a |the |an |your )?(?:rest of your |very )?"
         r"(?:nice|good|great|lovely|pleasant|wonderful|fantastic|blessed|rest|day|evening|weekend)|take care|"
         r"farewell|cheerio",
-        r"see you|until next time|good ?night|so long|all the best|talk (?:to you )?soon",
+        r"see (?:you|ya)|cya|take it easy$|until next time|good ?night|so long|all the best|talk (?:to you )?soon",
     )),
     ("thank", _words(r"thank(?:s| you|ful)|thx|ty|tysm|appreciate[ds]?|much appreciated|grateful|cheers|obliged|"
     r"gratitude")),
@@ -122,14 +170,18 @@ _SMALL_TALK = (
         r"hello|hi|hey|heya|hiya|howdy|welcome|greetings|g'day|yo|good (?:morning|afternoon|evening|day)|"
         r"^(?:morning|evening|afternoon)",
         r"how (?:can|may|could|do) (?:i|we) (?:be of |help|assist)|what (?:can|may|could) (?:i|we) (?:do|help)|"
-        r"how are you",
+        r"how are you|what brings you|you(?:'re| are) contacting us about",
     )),
     ("affirm", _words(
         r"^(?:ok|okay|sure|yes|yep|yeah|yup|of course|certainly|alright|all right|absolutely|definitely|exactly|"
         r"got it|noted|"
-        r"understood|right|roger|indeed|correct|perfect|fine|great|agreed|very well|no problem|lovely|will do|gladly)",
-        r"duly noted|got it|no problem|sounds good|of course|you're (?:right|absolutely right)|that's (?:right|"
-        r"correct)|makes sense",
+        r"understood|right|roger|indeed|correct|perfect|fine|great|agreed|very well|no problem|lovely|will do|"
+        r"gladly|aye|"
+        r"with pleasure|by all means|that works|no worries|excellent|affirmative|kk|cool|for sure|mm+-?hmm*|i agree|"
+        r"true|"
+        r"(?:oh|ah|well),? (?:sure|great|yes|ok|okay|of course)|i (?:see|understand)(?=[.!]*$))",
+        r"duly noted|got it|no problem|sounds good|of course|you're (?:right|absolutely right)|that's (?:absolutely |"
+        r"perfectly )?(?:right|correct|fine|affirmative)|makes sense|i(?:'ve| have) got (?:it|that)",
     )),
 )  # fmt: skip
 _AMOUNT = re.compile(
@@ -213,7 +265,9 @@ class _Reading:
                 acts = acts or self.refusal(at + cannot.start())
                 continue
             done = _DONE.search(sentence)
-            if done is not None and not _NOT_SO.search(sentence):
+            if done is None or _PENDING.search(sentence[: done.start()]):
+                continue
+            if not _NOT_SO.search(_HARMLESS.sub("", sentence)):
                 acts += self.report()
         return acts
 

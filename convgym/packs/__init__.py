@@ -62,7 +62,11 @@ class Pack(ConversationEnv):
 
     by_class: ClassVar[bool] = True
 
-    def __init__(self, *, path: str | PathLike[str], **settings: Any) -> None:
+    def __init__(self, *, path: str | PathLike[str] = "", **settings: Any) -> None:
+        if not path:
+            raise ConfigError(
+                "path: expected the folder of a pack, got none; say gym.make('convgym/Pack-v0', path=...)."
+            )
         self.script = load(path)
         self.path = fspath(path)
         super().__init__(**settings)
@@ -102,14 +106,11 @@ class Pack(ConversationEnv):
         )  # fmt: skip
 
 
-def _ending(
-    script: Script, stream: Stream, split: str, level: int, template: str | None
-) -> tuple[Ending, Values]:
+def _ending(script: Script, stream: Stream, split: str, level: int, template: str | None) -> tuple[Ending, Values]:
     """Draws how the conversation should end, and the parameters; the held-out combination is for its split alone."""
     held, s = script.scenario.held_out, script.scenario
     endings = script.endings_at(level)
-    composed = held is not None and split == "test_composition"
-    if composed:
+    if held is not None and split == "test_composition":
         endings = tuple(ending for ending in endings if ending.goal == held.goal) or endings
     if template is None:
         ending = stream.pick(endings)
@@ -118,7 +119,7 @@ def _ending(
         ending = next(ending for ending in endings if ending.template == template)
     values = {name: stream.pick(each) if level > 1 else each[0] for name, each in s.parameters.items()}
     if held is not None and ending.goal == held.goal:
-        if composed:
+        if split == "test_composition":
             values[held.parameter] = held.value
         elif values[held.parameter] == held.value:
             values[held.parameter] = stream.pick([v for v in s.parameters[held.parameter] if v != held.value])

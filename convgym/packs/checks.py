@@ -71,6 +71,8 @@ def _records(s: schema.Scenario) -> Iterator[Problem]:
         place: Place = ("records", name)
         if name in TAKEN:
             yield Problem(place, f"expected another name; {name!r} is an argument of events.")
+        if table.key.private:
+            yield Problem((*place, "key", "private"), "expected a key that may be shown; make a field private.")
         for field, column in table.fields.items():
             at = (*place, "fields", field)
             if isinstance(column, schema.Number) and not column.low <= column.high:
@@ -92,6 +94,10 @@ def _records(s: schema.Scenario) -> Iterator[Problem]:
                 if name in closure(s, column.ref):
                     yield Problem((*at, "ref"), f"expected no circle, but {column.ref!r} leads back to {name!r}.")
         yield from _known((*place, "unique"), "field", table.unique, table.fields)
+        yield from _known((*place, "alike"), "field", table.alike, table.fields)
+        for i, field in enumerate(table.alike):
+            if isinstance(table.fields.get(field), schema.Digits | schema.Ref):
+                yield Problem((*place, "alike", i), f"expected no digits and no reference, got {field!r}.")
 
 
 def _tool(s: schema.Scenario, name: str, tool: schema.Tool) -> Iterator[Problem]:
@@ -198,6 +204,8 @@ def _only_if(s: schema.Scenario, place: Place, rule: schema.OnlyIf) -> Iterator[
         yield from _known((*place, "instead"), "tool", [rule.instead], s.tools)
         if rule.instead in s.tools and not isinstance(s.tools[rule.instead].effect, schema.End):
             yield Problem((*place, "instead"), f"expected a tool that ends the conversation, got {rule.instead!r}.")
+        elif rule.instead in s.tools:
+            yield from _call(s, (*place, "instead"), schema.Call(tool=rule.instead))
     read = read_comparison(rule.only_if)
     if read is None:
         yield Problem(at, f"expected TABLE.FIELD, one of == != < <= > >=, and a value, got {rule.only_if!r}.")
@@ -322,7 +330,7 @@ def _language(s: schema.Scenario) -> Iterator[Problem]:
 
 
 def _rest(s: schema.Scenario) -> Iterator[Problem]:
-    if min((goal.from_level for goal in s.goals.values())) > 1:
+    if min(goal.from_level for goal in s.goals.values()) > 1:
         yield Problem(("goals",), "expected a goal from level 1 on.")
     slots, told = set(s.language.slots), {g.tell.partition(".")[2] for g in s.goals.values() if g.tell}
     prefixes = {persona.prefix for persona in s.personas.values()}

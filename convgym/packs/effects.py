@@ -86,14 +86,14 @@ def lead(script: Script, world: World, arguments: Mapping[str, str]) -> dict[str
     """Adds the keys of the records that the arguments lead to."""
     found = dict(arguments)
     for name in arguments:
-        if name in script.refs:
+        if name in script.own_refs:
             _follow(script, world, name, found)
     return found
 
 
 def _follow(script: Script, world: World, table: str, found: dict[str, str]) -> None:
-    row = world.get(table, found[table])
-    for ref in script.refs[table] if row is not None else ():
+    row = _row(world, table, found[table])
+    for ref in script.own_refs[table] if row else ():
         if ref not in found:
             found[ref] = row[ref]
             _follow(script, world, ref, found)
@@ -110,7 +110,7 @@ class _Refused(Exception):
 def _run(
     script: Script, name: str, tool: schema.Tool, effect: Effect, world: World, arguments: Arguments, turn: int
 ) -> ToolResult:
-    given = {key: str(value) for key, value in arguments}
+    given = {key: str(value) for key, value in arguments.__dict__.items()}
     try:
         legal = dict(_legal(script, name, world, given))
         said, more = effect(script, tool.effect, world, legal)
@@ -126,14 +126,14 @@ def _legal(script: Script, name: str, world: World, given: Mapping[str, str]) ->
     """Yields the arguments in canonical form; keys have to exist."""
     for argument, text in given.items():
         value = canonical(script.column_of(name, argument), text, script)
-        unknown = argument in script.refs and world.get(argument, text.strip()) is None
+        unknown = argument in script.own_refs and world.get(argument, text.strip()) is None
         if value is None or unknown:
             raise _Refused(f"no such {argument.replace('_', ' ')}")
         yield argument, value
 
 
 def _look_up(script: Script, effect: schema.LookUp, world: World, legal: dict[str, str]) -> tuple[str, dict[str, str]]:
-    return _show(world.get(effect.look_up, legal[effect.look_up]), effect.show), {}
+    return _show(_row(world, effect.look_up, legal[effect.look_up]), effect.show), {}
 
 
 def _find(script: Script, effect: schema.Find, world: World, legal: dict[str, str]) -> tuple[str, dict[str, str]]:
@@ -156,12 +156,12 @@ def _set(script: Script, effect: schema.Set, world: World, legal: dict[str, str]
     column = script.scenario.records[table].fields[field]
     names = named(effect.to)
     value = legal[names[0]] if names else canonical(column, effect.to, script)
-    row = world.get(table, legal[table])
+    row = _row(world, table, legal[table])
     if value is None or (names and canonical(column, value, script) is None):
         raise _Refused(f"no such {field.replace('_', ' ')}")
     if str(row[field]) == value:
         raise _Refused(f"already {value}")
-    world.put(table, legal[table], _row({**row, field: int(value) if isinstance(column, schema.Number) else value}))
+    _put(world, table, legal[table], {**row, field: int(value) if isinstance(column, schema.Number) else value})
     return "done", {}
 
 
@@ -173,18 +173,24 @@ def _insert(script: Script, effect: schema.Insert, world: World, legal: dict[str
     key = "/".join(str(value) for value in row.values())
     if world.get(effect.insert, key) is not None:
         raise _Refused("already there")
-    world.put(effect.insert, key, _row(row))
+    _put(world, effect.insert, key, row)
     return "done", {}
 
 
-def _row(row: Row) -> Any:
-    """Worlds are typed for named tuples; a pack's records are dicts that nobody changes."""
+def _row(world: World, table: str, key: str) -> Row:
+    """The record as it stands now, empty if there is none."""
+    row: Row = world.get(table, key) or {}
     return row
+
+
+def _put(world: World, table: str, key: str, row: Any) -> None:
+    """Writes a record; worlds are typed for named tuples, a pack's records are dicts that nobody changes."""
+    world.put(table, key, row)
 
 
 def _compare(script: Script, effect: schema.Compare, world: World, legal: dict[str, str]) -> tuple[str, dict[str, str]]:
     table, _, field = effect.compare.partition(".")
-    if str(world.get(table, legal[table])[field]) != legal[field]:
+    if str(_row(world, table, legal[table])[field]) != legal[field]:
         raise _Refused("no match")
     return "verified", {}
 

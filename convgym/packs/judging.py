@@ -15,6 +15,11 @@ Call = tuple[str, Mapping[str, str]]
 """A tool and the arguments of its event."""
 
 
+def _is(event: Event, call: Call) -> bool:
+    """Whether an event is a call with at least these arguments."""
+    return event.name == call[0] and call[1].items() <= event.arguments.items()
+
+
 @dataclass(frozen=True)
 class Evidence:
     """What has to be seen before a refusal counts: a record, by one of the tools that show the field in question."""
@@ -95,7 +100,7 @@ class Judge:
             if event.ok and event.name in self.forbidden:
                 return f"forbidden {event.name}"
             if event.ok and (event.write or event.name in self.ends):
-                matched = next((c for c in left if c[0] == event.name and c[1].items() <= event.arguments.items()), None)
+                matched = next((call for call in left if _is(event, call)), None)
                 if matched is not None:
                     left.remove(matched)
                 elif event.name not in self.allowed:

@@ -9,8 +9,7 @@ import random
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from convgym import agents
 from convgym.audit.episodes import Episode, Subject, play
@@ -21,7 +20,7 @@ from convgym.packs.conditions import fill, named
 from convgym.packs.hearing import hear
 from convgym.packs.source import FILE, Problem
 from convgym.rules import violations
-from convgym.tools import format_call
+from convgym.tools import Tool, format_call
 from convgym.types import Act
 
 if TYPE_CHECKING:
@@ -39,7 +38,8 @@ def linted(subject: Subject) -> Iterator[Finding]:
     """The audit's check: one finding a kind of problem."""
     env = subject.env()
     if isinstance(env, Pack):
-        for kind, problems in lint(partial(subject.env), env.script).items():
+        make: Any = subject.env  # which makes packs, as the line above has seen
+        for kind, problems in lint(make, env.script).items():
             said = [f"{FILE}:{env.script.source.says(problem)}" for problem in problems]
             more = f" (and {len(said) - SHOWN} more)" if len(said) > SHOWN else ""
             yield Finding(f"lint:{kind}", not said, "; ".join(said[:SHOWN]) + more if said else WELL[kind])
@@ -155,30 +155,37 @@ def _wrong(kind: str, about: str, values: Mapping[str, str], acts: tuple[Act, ..
 
 
 class Prober:
-    """Calls every tool twice, about the records in question or about others, and says every refusal."""
+    """Calls every tool about the records in question, then again about others, and refuses and tells unasked."""
 
-    def __init__(self, env: Pack, rng: random.Random, *, others: bool) -> None:
-        self.env, self.rng, self.others = env, rng, others
+    def __init__(self, env: Pack, rng: random.Random) -> None:
+        self.env, self.rng = env, rng
 
     def reset(self, obs: str, info: Mapping[str, object]) -> None:
         """Plans its calls: writes last, and those that end at the very end."""
         script, goal = self.env.script, self.env.privileged()
-        told, keys = dict(goal["facts"]), dict(goal["keys"])
-        if self.others:
-            keys = {table: self.rng.choice(list(rows)) for table, rows in self.env.task.world.tables.items()}
-        known = {argument: value for _, arguments in goal["calls"] for argument, value in arguments.items()}
-        calls = [
-            (tool.ends, format_call(name, {a: {**told, **known, **keys}.get(a, "1") for a in tool.arguments.model_fields}))
-            for name, tool in script.tools.items()
-        ]
-        texts = [text for act, lines in script.agent.items() if act.startswith(("refuse_", "tell_")) for text in lines[:1]]
-        before, last = [call for ends, call in calls if not ends], [call for ends, call in calls if ends]
-        self.plan = iter([*self.rng.sample(before, len(before)), *before, *texts[:2], *last])
+        values = dict(goal["facts"])
+        for _, arguments in goal["calls"]:
+            values |= arguments
+        values |= goal["keys"]
+        others = {table: self.rng.choice(list(rows)) for table, rows in self.env.task.world.tables.items()}
+        mixed = {**values, **{table: key for table, key in others.items() if self.rng.random() < 0.5}}
+        writes = [tool for tool in script.tools.values() if not tool.ends]
+        ends = [tool for tool in script.tools.values() if tool.ends]
+        texts = [lines[0] for act, lines in script.agent.items() if act.startswith(("refuse_", "tell_"))]
+        self.rng.shuffle(texts)
+        first, then = (texts[:2], []) if self.rng.random() < 0.5 else ([], texts[:2])
+        calls = [_called(tool, values) for tool in self.rng.sample(writes, len(writes))]
+        self.plan = iter([*first, *calls, *(_called(tool, mixed) for tool in writes), *then,
+                          *(_called(tool, values) for tool in ends)])  # fmt: skip
 
     def act(self, obs: str, info: Mapping[str, object]) -> str:
         """Takes the next step."""
         text = next(self.plan, "")
-        return fill(text, {name: "1" for name in named(text)})
+        return fill(text, dict.fromkeys(named(text), "1"))
+
+
+def _called(tool: Tool, values: Mapping[str, str]) -> str:
+    return format_call(tool.name, {argument: values.get(argument, "1") for argument in tool.arguments.model_fields})
 
 
 def _idle_rules(make: Callable[..., Pack], script: Script) -> Iterator[Problem]:
@@ -192,8 +199,8 @@ def _idle_rules(make: Callable[..., Pack], script: Script) -> Iterator[Problem]:
                 play(env, agents.make("oracle", env, seed=seed), seed, options)
                 found = set(violations(env.task.rules, env.task.world))
                 kept |= {rule.id for rule in env.task.rules if _concerned(rule.check.names, env.task.world)} - found
-                for others in (False, True):
-                    play(env, Prober(env, random.Random(seed), others=others), seed, options)
+                for number in range(2):
+                    play(env, Prober(env, random.Random(2 * seed + number)), seed, options)
                     broken |= set(violations(env.task.rules, env.task.world))
     for name, rule in script.scenario.rules.items():
         if name not in broken:
@@ -235,7 +242,11 @@ def _leaks(make: Callable[..., Pack], script: Script) -> Iterator[Problem]:
         env = make(difficulty=level, instructions="full")
         for ending in script.endings_at(level):
             for seed in range(SEEDS // 2):
-                obs, _ = env.reset(seed=seed, options={"scenario": ending.template, "split": "train"})
+                _, info = env.reset(seed=seed, options={"scenario": ending.template, "split": "train"})
+                instructions, opening = (message["content"] for message in info["messages"])
+                private = {str(env.task.world.tables[t][env.privileged()["keys"][t]][f]) for t, f in script.private}
                 for secret in env.task.secrets:
-                    if re.search(rf"(?<!\w){re.escape(secret)}(?!\w)", obs, re.IGNORECASE):
-                        yield Problem(("goals", ending.goal), f"expected {secret!r} to be private, but an opening has it.")
+                    where = f"{instructions}\n{opening}" if secret in private else opening
+                    if re.search(rf"(?<!\w){re.escape(secret)}(?!\w)", where, re.IGNORECASE):
+                        said = "has to be asked for" if secret not in private else "is private"
+                        yield Problem(("goals", ending.goal), f"expected no {secret!r} in a text, for it {said}.")

@@ -20,6 +20,7 @@ from convgym.packs.conditions import Comparison, Holds, compares, fill, named, r
 from convgym.packs.effects import make_tools, owner
 from convgym.packs.hearing import domain_of, one_of
 from convgym.packs.source import FILE, Place, Problem, Source, parse, raise_for, read
+from convgym.packs.validation import validate
 from convgym.rules import Rule
 from convgym.tools import describe
 from convgym.users.base import PERSONAS, Persona
@@ -60,9 +61,12 @@ class Script:
     def __init__(self, text: str) -> None:
         self.text = text
         self.source: Source = parse(text)
-        self.scenario = s = schema.validate(self.source)
+        self.scenario = s = validate(self.source)
         raise_for(check(s), self.source)
-        self.refs = {table: closure(s, table)[1:] for table in s.records}
+        self.own_refs = {
+            name: tuple(field for field, column in table.fields.items() if isinstance(column, schema.Ref))
+            for name, table in s.records.items()
+        }
         self.order = tuple(sorted(s.records, key=lambda table: len(closure(s, table))))
         self.conditions = {name: _read(rule) for name, rule in s.rules.items() if isinstance(rule, schema.OnlyIf)}
         self.endings = tuple(_endings(s))
@@ -175,7 +179,8 @@ class Script:
         for each in ranges:
             combinations *= len(each)
         if combinations > MOST_COMBINATIONS:
-            yield Problem(("parameters",), f"expected at most {MOST_COMBINATIONS} combinations for {ending.template!r}.")
+            most = f"expected at most {MOST_COMBINATIONS} combinations for {ending.template!r}."
+            yield Problem(("parameters",), most)
             return
         at: Place = ("goals", ending.goal, "unless", goal.unless.index(ending.rule)) if ending.rule else (
             "goals", ending.goal)  # fmt: skip
@@ -299,5 +304,3 @@ def _personas(s: schema.Scenario) -> tuple[tuple[Persona, ...], tuple[Persona, .
         return PERSONAS[:-3], PERSONAS[-3:]
     made = [(p.held_out, Persona(name, p.patience, p.pushes, p.prefix or "")) for name, p in s.personas.items()]
     return tuple(p for held, p in made if not held), tuple(p for held, p in made if held)
-
-

@@ -11,6 +11,7 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ MAX_BYTES = 200_000
 MAX_DEPTH = 12
 MAX_NODES = 20_000  # scalars, lists and mappings
 SHOWN = 6  # problems that an error names
+MOST = 100  # problems that are looked for, so that a hostile file costs no time
 
 Place = tuple[str | int, ...]
 """Where something stands: ``("tools", "renew", "effect")``."""
@@ -58,7 +60,9 @@ class Source(NamedTuple):
 
 def raise_for(problems: Iterable[Problem], source: Source) -> None:
     """Raises a :class:`PackError` if there are problems, in the order of lines; what is missing comes last."""
-    found = sorted(set(problems), key=lambda each: (each.message.endswith("missing."), source.line(each.place)))
+    found = sorted(
+        set(islice(problems, MOST)), key=lambda each: (each.message.endswith("missing."), source.line(each.place))
+    )
     if found:
         said = list(dict.fromkeys(source.says(problem) for problem in found))
         more = [f"{len(said) - SHOWN} more"] if len(said) > SHOWN else []
@@ -124,13 +128,14 @@ def parse(text: str) -> Source:
     line, depth = 1, 0
     try:
         for event in yaml.parse(text, Loader=loader):
-            line = event.start_mark.line + 1
+            line = getattr(event.start_mark, "line", 0) + 1
             if isinstance(event, yaml.DocumentStartEvent) and root:
                 _fail(line, "expected one document, got a second one")
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
                 _fail(line, "expected plain data, got an anchor or alias; write it out")
-            if getattr(event, "tag", None) is not None:
-                _fail(line, f"expected plain data, got the tag {str(event.tag)[:40]!r}; a pack holds no code")
+            tag = getattr(event, "tag", None)
+            if tag is not None:
+                _fail(line, f"expected plain data, got the tag {str(tag)[:40]!r}; a pack holds no code")
             if isinstance(event, yaml.CollectionEndEvent):
                 closed, depth = stack.pop(), depth - 1
                 if not isinstance(closed.value, list) and closed.key is not None:
@@ -149,9 +154,10 @@ def parse(text: str) -> Source:
             value: dict[str, Any] | list[Any] = {} if isinstance(event, yaml.MappingStartEvent) else []
             stack.append(_Open(value, _put(stack, root, lines, line, value, event)))
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
+        mark, at = getattr(error, "problem_mark", None), getattr(error, "position", None)
         what = getattr(error, "problem", None) or getattr(error, "reason", None) or "not YAML"
-        _fail(mark.line + 1 if mark else line, f"expected YAML, got: {what}")
+        known = mark.line + 1 if mark else text.encode()[:at].count(b"\n") + 1 if isinstance(at, int) else line
+        _fail(known, f"expected YAML, got: {what}")
     if not root:
         _fail(1, "expected a mapping, got an empty file")
     return Source(root[0], lines)
@@ -172,7 +178,7 @@ def _put(
     elif top.key is None:
         if not isinstance(event, yaml.ScalarEvent):
             _fail(line, "expected a word as a key, got a list or mapping")
-        key = _printable(str(event.value), line)
+        key = _printable(str(getattr(event, "value", "")), line)
         if key in top.value:
             _fail(line, f"expected each key once, got {key[:40]!r} again")
         top.key = key

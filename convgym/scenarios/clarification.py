@@ -234,15 +234,18 @@ class Goal:
 
     def __call__(self, world: World) -> Outcome:
         fits, needless = readings(world, world.log)
-        acted = next((event.arguments["id"] for event in world.log if event.write), None)
-        names = {event.name for event in world.log}
+        acted, reported = None, False
+        for event in world.log:
+            reported |= event.name == "done"
+            if event.write and acted is None:
+                acted = event.arguments["id"]
         met = {
             "a look-up": world.happened("find", name=self.name), "one reading": len(fits) == 1,
             "the right thing": acted == self.target, "no needless question": needless == 0,
-            "no false report": "done" not in names,  # the action ends the talk, so that nothing is ever reported
+            "no false report": not reported,  # the action ends the talk, so that nothing is ever reported
         }  # fmt: skip
         missing = tuple([name for name, done in met.items() if not done])
-        if acted is None and "done" not in names:
+        if acted is None and not reported:
             steps = met["a look-up"] + met["one reading"]
             return Outcome(False, (1.0 - paid_for(needless)) * steps / 3, missing)
         right = not missing or missing == ("no needless question",)
@@ -469,7 +472,8 @@ def _draw_list(stream: Stream, split: str, level: int, name: str, way: str) -> _
     slots = _order(stream, kind, way in WAYS["ambiguous"], split == "test_composition")
     layout = _layout(stream, level, way)
     things = _things(stream, kind, slots, layout)
-    meant = things[stream.below(len(things))]
+    at = stream.below(len(things))
+    meant = things[at]
     telling = slots[: 2 if layout is GRID else 1]
     hints: tuple[str, ...] = telling if way == "told" else ()
     if way == "lone" and stream.random() < 0.5:
@@ -482,9 +486,10 @@ def _draw_list(stream: Stream, split: str, level: int, name: str, way: str) -> _
     rows += [(other, {slot: stream.pick(pool) for slot, pool in kind.slots.items()}) for other in others]
     keys = [str(10 + n) for n in stream.distinct(90, len(rows))]
     table = {key: Thing(*row) for key, row in sorted(zip(keys, rows))}
-    said = [(slot, meant[slot]) for slot in hints]
-    fits = [key for key, values in zip(keys, things) if all(values[slot] == value for slot, value in said)]
-    return _Drawn(wanted, table, keys[things.index(meant)], meant, hints, tuple(fits), telling)
+    fits = list(zip(keys, things))
+    for slot in hints:
+        fits = [(key, values) for key, values in fits if values[slot] == meant[slot]]
+    return _Drawn(wanted, table, keys[at], meant, hints, tuple([key for key, _ in fits]), telling)
 
 
 def _template(stream: Stream, template: str | None) -> tuple[str, str, str]:
@@ -515,12 +520,12 @@ def _layout(stream: Stream, level: int, way: str) -> Layout:
 
 def _things(stream: Stream, kind: Kind, slots: Sequence[str], layout: Layout) -> list[dict[str, str]]:
     """Draws the values of the things of one name, in the kind's order of slots."""
-    columns = {}
+    things: list[dict[str, str]] = [dict.fromkeys(kind.slots, "") for _ in layout[0]]
     for slot, pattern in zip(slots, layout):
         values = stream.deal(kind.slots[slot], max(pattern) + 1)
-        columns[slot] = [values[place] for place in pattern]
-    names = tuple(kind.slots)
-    return [dict(zip(names, row)) for row in zip(*[columns[slot] for slot in names])]
+        for thing, place in zip(things, pattern):
+            thing[slot] = values[place]
+    return things
 
 
 def _others_without(

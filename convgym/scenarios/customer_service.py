@@ -58,7 +58,8 @@ DOMAIN = Domain(
         r"what should it say",
     },
     reasons={
-        "window": r"(?:return |refund )?window|too (?:late|long ago|old)|deadline|expired|time (?:limit|frame)|"
+        "window": r"(?:return |refund )?window|too (?:late(?!,? (?:it|they)(?:'s| is| was| has))|long ago|old)|"
+        r"deadline|time for return\w*|expired|time (?:limit|frame)|"
         r"had until|"
         r"(?:more than|over|past|within|after|outside|beyond|limit (?:is|of)|only) (?:the |our |your )?\d+.?days?|"
         r"(?:return|refund) period|outside (?:the|our)|past (?:the|our|your) (?:return|refund|period|deadline|date|\d)",
@@ -67,10 +68,12 @@ DOMAIN = Domain(
         "shipped": r"(?:already|been|has|have|is|was|it's|just|got|yours?) (?:been |already |just )?"
         r"(?:shipped|sent(?: out)?|dispatched|mailed|posted|handed|left|picked up|out for delivery)|on (?:its|the) way|"
         r"in transit|under ?way|(?:carrier|courier) (?:has|already|now has)|(?:left|out of) (?:the|our) warehouse|"
+        r"shipped (?:\w+ )?(?:hours?|days?|weeks?) ago|on the truck|shipment (?:departed|left)|"
         r"the (?:carrier|courier)|after (?:it|they|dispatch|shipping)|shipped (?:already|yesterday|today|out)",
         "limit": r"supervisor|manager|(?:over|above|exceed(?:s|ing)?|past|beyond|higher than) (?:the|my|our) (?:\w+ )?"
         r"(?:limit|amount|cap|authority|allowance|threshold)|too (?:expensive|high|large|much)|my (?:limit|"
-        r"authority|cap|permission\w*)|"
+        r"authority|cap|permission\w*)|(?:refund|amount|sum) of (?:that|this) size|small refunds|"
+        r"refund(?:ing)? more than [$€£]?\d+(?!\d| ?(?:days?|weeks?))|"
         r"refunds? (?:over|above|cap|limit)|only (?:refund|authori[sz]e) up to|per.agent limit|"
         r"not authori[sz]ed|n't authori[sz]ed|"
         r"lack the (?:permission|authority)\w*|up to [$€£]?\d+",
@@ -465,9 +468,10 @@ class CustomerService(ConversationEnv):
         elif (intent, parameters.window, parameters.factor) == ("exchange", 14, "pin"):
             parameters = Parameters("zip", 14, parameters.limit, parameters.confirm)
         world, order, wanted, reason = self._draw_world(stream, split, outcome, intent, parameters)
-        home = world.tables["orders"][order].city
-        elsewhere = [city for city in values_of(CITIES, split) if city != home]
-        city = stream.pick(elsewhere) if intent == "set_address" else ""
+        city = ""
+        if intent == "set_address":
+            home = world.tables["orders"][order].city
+            city = stream.pick([city for city in values_of(CITIES, split) if city != home])
         targets = _targets(order, intent, wanted, city)
         goal = _goal(world, order, outcome, intent, targets, reason, make_rules(parameters))
         user = self._draw_user(streams, split, world, order, outcome, intent, targets)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import product
+from itertools import pairwise, product
 from typing import ClassVar, NamedTuple
 
 from pydantic import Field
@@ -36,13 +36,18 @@ PROBLEMS: dict[str, str] = {
     r"(?:does|did)(?:n't| not) work|not work(?:ing)?|stopped working|fell apart",
     "late": r"late|delay(?:s|ed)?|overdue|still waiting|(?:been|kept|keep you) waiting|"
     r"never (?:came|arrived|showed up|reached you)|not (?:here|with you)|have(?:n't| not) received|"
-    r"(?:not|hasn't|didn't|yet to) (?:yet )?(?:arrived?|come|been delivered|reach(?:ed)? you|turned up)",
+    r"(?:not|hasn't|didn't|yet to) (?:yet )?(?:arrived?|come|been delivered|reach(?:ed)? you|turned up)|"
+    r"should have (?:been (?:there|here|with you|delivered)|arrived|come|reached you)",
     "wrong": r"wrong (?:item|thing|product|one|order|article|parcel|box)|mix(?:ed)?[- ]?up|mix(?:ed)? (?:\w+ ){1,4}up|"
-    r"(?:sent|got|received|delivered) (?:you )?(?:the )?wrong|something else|instead of|"
+    r"(?:sent|got|received|delivered) (?:you )?(?:the )?wrong|"
+    r"something (?:else|(?:completely |entirely |totally |quite |very )?different)|instead of|"
     r"not (?:what|the \w+ (?:that )?)(?:you|i)(?: had| have)? ordered|different (?:item|thing|product|article)",
-    "incomplete": r"incomplete|missing|not complete|without (?:all )?(?:its |the )?parts?|lack(?:s|ing|ed)?|"
-    r"(?:only )?half (?:of|there)",
-    "used": r"used|second[- ]?hand|worn|dirty|stain(?:s|ed)|not (?:a )?new|pre-?owned|somebody else's",
+    "incomplete": r"incomplete|missing|not complete|without (?:all )?(?:of )?(?:its |the )?parts?|lack(?:s|ing|ed)?|"
+    r"(?:only )?half (?:of|there)|(?:not|wasn't|weren't|isn't|aren't) (?:all )?(?:complete|included|in the (?:box|"
+    r"package|parcel))|"
+    r"not everything|not all (?:of )?(?:the|its) parts|forgot (?:to (?:pack|include|put)|some|one|a part|parts)",
+    "used": r"used(?! to)|signs of (?:use|wear)|(?:wasn't|isn't) (?:\w+ )?new|second[- ]?hand|worn|dirty|stain(?:s|"
+    r"ed)|not (?:a )?new|pre-?owned|somebody else's",
 }
 SAYS = {
     # problem: how the policy names it, briefly and in full
@@ -54,16 +59,22 @@ SAYS = {
 }
 TRIGGERS: dict[str, str] = {
     # what sets somebody off: how an agent does it
-    "apology": r"sorry|apolog(?:y|ies|i[sz]e)|regret|forgive|pardon",
-    "calm": r"calm|relax|(?:do not|don't|no need to) (?:worry|be (?:angry|upset))|no worries|take it easy|easy now",
+    "apology": r"sorry|my bad|excuse (?:us|me)|apolog(?:y|ies|i[sz]e)|regret|forgive|pardon",
+    "calm": r"calm|relax|deep breath|cool down|settle down|chill|no (?:reason|need) to (?:be|get) \w+|(?:do not|"
+    r"don't|no need to) (?:worry|be (?:angry|upset))|no worries|take it easy|easy now",
     "script": r"i (?:fully |completely |totally )?understand (?:your|how|that|why)|frustrat\w+|inconvenience|"
-    r"value(?:d)? (?:you|customers?)|important to us|rest assured|(?:assist|help) you (?:today|further)|reaching out|"
+    r"value(?:d)? (?:you|customers?)|important to us|rest assured|matters to us|our (?:top )?priority|committed to|"
+    r"your (?:satisfaction|feedback|concerns?)|we strive|we (?:truly |really )?care|(?:assist|help) you (?:today|"
+    r"further)|reaching out|"
     r"for your patience|as an? (?:ai|assistant|valued)|thank you for contacting|how (?:may|can) i help",
     "wait": r"(?:one|a|just a) (?:moment|second|minute|sec)|wait(?! is)|hold (?:on|the line)|let me (?:check|look|see)|"
+    r"hang on|stand by|give me (?:a|one|some|two)|while i (?:check|look|find)|"
     r"bear with|patien(?:t|ce)|shortly|soon|as (?:quickly|fast) as|look(?:ing)? into (?:it|this|that)",
     "cheer": r"happy to|glad|great|wonderful|awesome|perfect|my pleasure|pleased|thank(?:s| you)|no problem|excellent|"
+    r"fantastic|amazing|brilliant|super|bright side|delightful|thrilled|excited|"
     r"have a (?:nice|good|great|lovely)|absolutely|delighted|certainly|welcome",
-    "policy": r"polic(?:y|ies)|rules?|procedures?|terms|guidelines|regulations|not allowed|allowed to|protocol",
+    "policy": r"polic(?:y|ies)|rules?|procedures?|terms|guidelines|regulations|conditions|fine print|not allowed|"
+    r"allowed to|protocol",
 }
 NAMES = tuple(PROBLEMS)
 POLICIES = tuple(product(REMEDIES, repeat=len(NAMES)))  # a remedy for each problem
@@ -101,19 +112,21 @@ CALM, ANNOYED, FURIOUS, GONE = 3, 4, 7, 10
 DOMAIN = Domain(
     slots={
         "order": r"order (?:number|id|no|#|reference)|which order|what order|number of (?:the|your) order|"
-        r"reference(?: number)?",
+        r"reference(?: number)?|(?:digits|number) (?:of|on|for) (?:your|the) order",
         "item": r"(?:which|what) (?:item|product|thing|article)|what (?:did|have) you (?:order|buy|bought)(?:ed)?",
         "problem": r"what (?:exactly )?(?:happened|is (?:wrong|the (?:problem|issue|matter))|went wrong|seems)|"
-        r"what's (?:wrong|the (?:problem|issue|matter)|going on)|describe|explain|"
+        r"what(?:'s|s) (?:wrong|the (?:problem|issue|matter|trouble)|going on)|describe|explain|"
+        r"what the (?:trouble|problem|issue|matter) is|"
         r"(?:more|some) (?:details|information)|(?:tell|give) me (?:more|about)|"
         r"what (?:problem|issue)|(?:how|what) can i (?:do|help)",
         "other": r"your (?:full )?name|e-?mail|phone|address|zip|photos?|pictures?|receipt|proof|account|invoice",
     },
     verbs={
         "refund": r"refund\w*|money back|reimburse\w*",
-        "resend": r"re-?send|replace\w*|send (?:it|one|you|another|a new)|new (?:one|\w+) (?:out|to you)",
+        "resend": r"re-?send|replace\w*|(?:send|ship) (?:it|one|you|another|a new)|send\b[^.!?]{1,30}\bagain|"
+        r"new (?:one|\w+) (?:out|to you)",
         "credit": r"credit\w*|voucher|store money",
-        "discount": r"discount\w*|reduction|(?:part|something|money) off",
+        "discount": r"discount\w*|reduction|(?:part|something|money) off|(?:reduce|lower) (?:the|your) price",
     },
 )
 _PROBLEMS = {name: re.compile(rf"\b(?:{pattern})\b") for name, pattern in PROBLEMS.items()}
@@ -123,23 +136,78 @@ _FEELS = re.compile(  # somebody who names a problem with one of these has under
     r"\b(?:sorry|apolog\w+|regret|understand|i (?:see|hear|get|know|realize|realise)|frustrat\w+|annoy\w*|upset\w*|"
     r"disappoint\w+|terrible|awful|not (?:ok|okay|right|acceptable|good|fair|how)|unacceptable|no wonder|"
     r"should(?:n't| not| never)|you(?:'re| are) (?:right|angry|upset)|must (?:be|have)|our (?:fault|mistake|error)|"
-    r"we (?:made|messed|failed|let|sent|got)|your \w+|you (?:got|received|ordered|paid|were|have been)|that is bad)\b"
+    r"we (?:made|messed|failed|let|sent|got|shipped|delivered|packed|forgot|mixed)|your \w+|that is bad|no use|useless|"
+    r"you (?:only |just )?(?:got|received|ordered|paid|were|have been|wanted)|rubbish|maddening|infuriating|nobody|"
+    r"no one|yuck|on us)\b|"
+    r"^so (?:it|the|some|half|parts|what|your|this|that) "
+)
+_RETOLD = re.compile(  # ... and so has somebody who tells the customer what happened to it, in words of its own
+    r"\b(?:(?:came|arrived|sent|delivered|shipped) (?:to )?you|to you|reached you|you (?:never|only|still|did not|"
+    r"didn't|had|"
+    r"end(?:ed)? up|waited|expected|bought|deserved?|should)|we|our|us)\b"
+)
+_MOVED = re.compile(  # feelings about what happened, beside those of _FEELS
+    r"\b(?:that|this|it|which)(?:'s| is| was)(?: \w+){0,2} (?:bad|wrong(?! \w)|poor|unfair|rough|rotten|sad|serious|"
+    r"hard|lousy|ridiculous|embarrassing|inexcusable|no good|tough|unpleasant|pain|nuisance|mess|problem)\b|"
+    r"\b(?:the last thing|no way to|(?:far|way|much) too|ouch|oh (?:dear|no)|dear me|a (?:pity|shame|mess|letdown|"
+    r"nightmare)|"
+    r"let down|ruin\w*|spoil\w*|hassle|painful|upsetting|no fun|(?:never|not) have happened|deserve\w*|of course you)\b"
+)
+_MEANT = re.compile(r"^(?:oh[,.]? )?(?:that|this|it|how|what|no wonder|you|i'd|i would|i can|anyone|anybody|we)\b")
+_OWN = re.compile(r"\b(?:i|my|me|you (?:sent|mixed|forgot|said))\b")  # an echo of the customer, or about the agent
+_PLANS = re.compile(
+    r"\b(?:i'll|i will|i can|we'll|we will|let me|i am going|i'm going|please|tell me|i have to|i need)\b|:"
+)
+_SUPPOSED = re.compile(r"\b(?:if|whether|in case|unless|suppose) (?:it|the|your|this|that|something|anything|an?)\b")
+_DENIED = re.compile(  # what is said not to be so
+    r"\b(?:not|isn't|wasn't|aren't|never|hardly) (?:really |actually |even |been |at all )?"
+    r"(?:broken|damaged|defective|faulty|late|delayed|overdue|incomplete|missing|used|second[- ]?hand|worn|dirty|"
+    r"stained)\b"
+)
+_INVERTED = re.compile(
+    r"\b(?:what|which|who|when|where|why|how|(?:is|are|was|were|did|does|do|has|have|can|could|may|would|will) "
+    r"(?:it|the|your|this|that|they|you|i|we|there|any\w*|some\w*|an?))\b"
+)
+_AWFUL = re.compile(
+    r"\b(?:awful|terrible|horrible|unacceptable|annoying|infuriating|maddening|disappointing|rubbish|yuck|a shame|"
+    r"not (?:ok|okay|right|acceptable|good|fair)|should(?:n't| not| never)|nobody|sorry|apologi[sz]e)\b"
 )
 _KIND = re.compile(
     r"\b(?:that (?:must|sounds)|terrible|awful|upset\w*|disappoint\w+|annoying|unacceptable|i (?:see|hear you))\b"
 )
 _EXCLAIMS = re.compile(
-    r"\b(?:can(?:no|')t|can not|could(?:n't| not)) (?:even )?(?:imagine|believe|apologi[sz]e|thank|blame|say)\b"
+    r"\b(?:can(?:no|')t|can not|could(?:n't| not)) (?:even )?(?:imagine|believe|apologi[sz]e|thank|blame|say)\b|"
+    r"\byou (?:can(?:no|')t|can not) (?:even )?(?:put|use|assemble|build|wear|play|ride|sit|trust|do anything)\b"
 )
 _FUTURE = re.compile(
-    r"\b(?:will|going to|let me|want to|to (?:get|have|see))\b[^.!?]*\b(?:done|all set|taken care)\b|"
-    r"'ll\b[^.!?]*\b(?:done|all set|taken care)\b"
+    r"\b(?:will|going to|let me|want to|to (?:get|have|see))\b[^.!?]{0,120}\b(?:done|all set|taken care)\b|"
+    r"'ll\b[^.!?]{0,120}\b(?:done|all set|taken care)\b"
 )
 _DONE = re.compile(
-    r"\b(?:have|has|i've|we've|been|just|now) (?:been |just |now |already )*"
+    r"\b(?:have|has|i've|we've|been|just|now) (?:been |just |now |already ){0,4}"
     r"(?:credited|discounted|re-?sent|re-?shipped|reimbursed)\b|"
     r"\b(?:replacement|new one) (?:has been|was|is) (?:sent|shipped|ordered|on (?:its|the) way)\b|"
     r"\b(?:refund|credit|voucher|discount) (?:has been|was|is) (?:on (?:its|the) way|issued|sent|paid)\b"
+)
+_REPORT = re.compile(  # reports of this family; read sentence by sentence
+    r"\bnew \w+ (?:has been|was|is|have been) (?:now |just |already ){0,4}(?:sent|shipped|ordered|dispatched|on (?:its|"
+    r"the) way)\b|"
+    r"\b(?:refund|credit|voucher|discount|money|reduction) (?:is|has been|was) (?:now |just |already |back ){0,4}"
+    r"(?:on|in|added to|applied|booked|deducted|credited to)\b(?! hold)|"
+    r"\b(?:i|we)(?:'ve| have)? (?:now |just |already |also |(?:went|gone) ahead and ){0,4}"
+    r"(?:processed|issued|sent|shipped|ordered|arranged|applied|added|g[ai]ven?|paid|transferred|took|taken|knocked|"
+    r"deducted|put) (?:(?:you|the|an?|your|that|this|full|part|some|shop|store|something|complete|free|replacement|new|"
+    r"\d+%?) ){0,4}(?:refund|money|credit|voucher|discount|replacement|(?:item|one|order) again|off the (?:price|order|"
+    r"bill))\b"
+    r"(?! (?:request|form|note|polic))"
+)
+_UNDONE = re.compile(
+    r"\b(?:if|unless|once|when|until|before|not|never|no|yet to|(?:should|would|could|can|shall|may) (?:i|we)|"
+    r"[a-z]{2,8}n't)\b|\?"
+)
+_NONE_SO_FAR = re.compile(
+    r"\b(?:no|not an?|never an?|without an?) (?:\w+ )?(?:refund|credit|voucher|discount|replacement)\b"
+    r"[^.!?]{0,30}\b(?:was|were|has been|have been|given|before|so far)\b"
 )
 _SENTENCES = re.compile(r"[^.!?\n]+[.!?\n]*")
 
@@ -166,11 +234,11 @@ def _listen(text: str) -> Heard:
     acts += [Act("request", {"slot": "problem"})] if asked and not named else []
     if _FUTURE.search(low):  # "I will get this done" reports nothing
         common = [Act("promise", {}) if act.name == "done" else act for act in common]
-    elif _DONE.search(low):
+    elif _DONE.search(low) or any(_REPORT.search(s) and not _UNDONE.search(s) for s in _SENTENCES.findall(low)):
         acts.append(Act("done", {"amount": ""}))
     if _KIND.search(low):
         acts.append(Act("empathy", {}))
-    if _REMEDY.search(low):
+    if _REMEDY.search(_NONE_SO_FAR.sub("", low)):
         acts.append(Act("propose", {}))
     acts += common
     return Heard(tuple(acts), bool(acts) or not low)
@@ -180,13 +248,31 @@ def _problems(low: str) -> tuple[list[str], bool]:
     """The problems that are named as understood, and whether one is merely asked about.
 
     In a question, what stands before its first comma may still be said with feeling: "I am sorry it came
-    broken, what is the number?".
+    broken, what is the number?". So may a question that only repeats what happened: "It came broken? How awful!"
     """
-    sentences = _SENTENCES.findall(low)
+    sentences = [sentence.strip() for sentence in _SENTENCES.findall(low)]
     felt = [s for s in sentences if _FEELS.search(s if "?" not in s else s.partition(",")[0])]
+    felt += [s for s in sentences if "?" not in s and _own_words(s) and (_RETOLD.search(s) or _MOVED.search(s))]
+    felt += [
+        s for s, after in pairwise(sentences)
+        if s.endswith("?") and not _INVERTED.search(s) and "?" not in after and _AWFUL.search(after)
+    ]  # fmt: skip
+    felt += [s for s, after in pairwise(sentences) if "?" not in s and _own_words(s) and _moved(after)]
+    felt = [_DENIED.sub("", s) for s in felt if not _SUPPOSED.search(s)]
     named = [problem for problem, pattern in _PROBLEMS.items() if any(pattern.search(each) for each in felt)]
     asked = any("?" in s and pattern.search(s) for s in sentences for pattern in _PROBLEMS.values())
     return named, asked
+
+
+def _own_words(sentence: str) -> bool:
+    """Whether a sentence is no echo of the customer, and does not say what the agent is about to do."""
+    return not _OWN.search(sentence) and not _PLANS.search(sentence)
+
+
+def _moved(sentence: str) -> bool:
+    """Whether a sentence says how bad is what the one before it told."""
+    felt = _MOVED.search(sentence) or _AWFUL.search(sentence) or _FEELS.search(sentence)
+    return felt is not None and "?" not in sentence and _MEANT.search(sentence) is not None
 
 
 def _exclaimed(act: Act, low: str) -> bool:

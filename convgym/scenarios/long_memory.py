@@ -56,8 +56,10 @@ QUESTIONS = (2, 2, 2, 3, 3)
 
 DOMAIN = Domain(slots={})
 _TALK = re.compile(  # whoever uses common words is understood: what is said between the questions does not matter
-    r"\b(?:i|you|your|my|me|we|it|it's|is|are|was|be|the|a|an|and|or|to|of|in|on|for|that|this|not|no|don't|do|will|have|"
-    r"has|can|know|remember|noted|note|got|okay|ok|yes|sure|right|fine|good|great|nice|understood|indeed|thanks|please)\b"
+    r"\b(?:i|you|your|my|me|we|it|it's|is|are|was|be|the|a|an|and|or|to|of|in|on|for|that|this|not|no|don't|do|will|"
+    r"have|"
+    r"has|can|know|remember|noted|note|got|okay|ok|yes|sure|right|fine|good|great|nice|understood|indeed|thanks|"
+    r"please)\b"
 )
 
 # -- values in words -----------------------------------------------------------------------------------------
@@ -97,7 +99,7 @@ def listen(text: str) -> Heard:
 @lru_cache(maxsize=8_192)
 def _listen(text: str) -> Heard:
     told = [Act("tell", {"kind": kind, "value": value}) for kind, value in sorted(candidates(text))]
-    small = [act for act in understand(DOMAIN, text).acts if act.name != "done"]
+    small = [act for act in understand(DOMAIN, text).acts if act.name not in ("done", "refuse")]
     if not told and not small and _TALK.search(text.lower().replace("’", "'")):
         small = [Act("chat", {})]
     return Heard((*told, *small), bool(told or small) or not text.strip())

@@ -397,27 +397,35 @@ DOMAIN = Domain(
         r"expired|condition|apply|applies",
     },
     verbs={
-        "set_plan": r"plan|tariff",
+        "set_plan": r"plan|tariff|(?:moved|upgraded|downgraded) you (?:on)?to|(?:the|a) switch to (?!auto|direct|"
+        r"paper)",
         "block_card": r"block\w*|freez\w+|froze\w*|lock\w*",
         "set_phone": r"(?:phone|mobile|contact|new) number|your (?:phone|number|mobile)|the (?:phone|number)",
-        "callback": r"call[ -]?back|call you|(?:a|the) call",
-        "send_bill": r"send\w*|sent|copy of|invoice",
+        "callback": r"call[ -]?back|call you|(?:a|the) call|(?:ring|phone) you(?: back)?",
+        "send_bill": r"send\w*|sent|copy of|invoice|e-?mailed|bill is (?:now )?on (?:its|the) way",
         "autopay": r"auto[ -]?pay\w*|automatic payments?|direct debit",
-        "new_card": r"(?:new|replacement|another) card|order\w* (?:you )?a (?:new )?card|card ordered",
-        "top_up": r"top\w*[ -](?:\w+ )?(?:balance |account )?up|topped|top-up|recharg\w+",
+        "new_card": r"(?:new|replacement|another) card|order\w* (?:you )?a (?:new )?card|card ordered|"
+        r"a new one (?:has been |was |is )?(?:now )?ordered",
+        "top_up": r"top\w*[ -](?:\w+ )?(?:balance |account )?up|topped|top-up|recharg\w+|"
+        r"(?:added|credited)(?: \S{1,12}){0,2} to (?:your|ur|the) (?:balance|credit)",
         "add_data": r"data|gb|gigabytes?",
     },
 )
 _DONE = re.compile(
     r"\b(?:i|i've|i have|we|we've|is|are|was|were|been|has|have|now|just)"
-    r"(?: now| just| also| been| successfully| already| gone ahead and)* "
+    r"(?: now| just| also| been| successfully| already| gone ahead and| went ahead and){0,4} "
     r"(?:blocked|topped|added|ordered|sent|switched|turned|booked|scheduled|arranged|set|activated|enabled|frozen|moved"
     r"|noted|saved|recorded|registered|mailed|emailed|placed|credited|changed|updated|processed)\b"
-    r"|\b(?:plan|card|number|phone|autopay|bill|call ?back|data|balance) "
-    r"(?:changed|updated|blocked|booked|sent|ordered|added|enabled|switched|topped)\b"
+    r"|\b(?:plan|card|number|phone|autopay|bill|call ?back|data|balance|gb|\d+ ?gb) "
+    r"(?:changed|updated|blocked|booked|sent|ordered|added|enabled|switched|topped|activated|set up)\b"
+    r"|^(?:ok,? )?\d+ ?(?:gb )?added\b|\b(?:is|are|was|has been) (?:now |all )?(?:complete|in place|on file|"
+    r"activated)\b"
+    r"|\byou(?:'re| are) (?:now |all )?(?:in the diary|booked in|down) for\b"
+    r"|\bi(?:'ve|ve| have)? (?:just |now )?(?:put a block|finished (?:everything|all|both))\b"
     r"|\b(?:is|are) now\b|\bon (?:its|the) way\b"
 )
 _ASKS_FIRST = re.compile(
+    r"\bneed your (?:ok|okay|yes|go-ahead|permission|confirmation)\b|\bdo you really want\b|\bcan you confirm\b|"
     r"\b(?:can|could|would|will) you (?:please )?confirm\b|\bconfirmation\b|\bare you sure\b"
     r"|\b(?:may|can|could) i (?:now )?(?:change|block|send|book|set|switch|update|put|move|arrange|note|save)\b"
 )
@@ -440,7 +448,7 @@ _NOT_NEEDED = re.compile(
 _SENTENCES = re.compile(r"(?<=[.!?;]) |,? (?:and|but) (?=(?:i will|i'll|shall|should|i have|i've|i) )")
 _SUPPOSED = re.compile(  # what is supposed or asked is no claim
     r"^(?:so |then |and |but )?(?:if|unless|in case)\b|\?"
-    r"|(?:\b(?:will|won't|would|can|could|should|may)|'ll)\b.*\b(?:if|unless|in case)\b"
+    r"|(?:\b(?:will|won't|would|can|could|should|may)|'ll)\b.{0,160}\b(?:if|unless|in case)\b"
 )
 _VERBS = {intent: re.compile(rf"\b(?:{pattern})\b") for intent, pattern in DOMAIN.verbs.items()}
 

@@ -90,32 +90,52 @@ _MORE = rf"{_YES}|great|good|right|well|then|so|perfect|excellent|wonderful|no p
 _ACCEPT = re.compile(
     rf"^\W*(?:(?:{_MORE})\W+)*(?:(?:it|that)(?:'s| is) a |(?:we|you)(?:'ve| have) (?:got )?a |call it a )?"
     r"deal\b(?! (?:with|breaker))"
-    r"|\b(?:i|we)(?: can|'ll| will| do| am happy to|'m happy to| gladly| happily| hereby)* accept\b|\baccepted\b"
+    r"|\b(?:we|you)(?:'ve| have)(?: got)? (?:yourself |ourselves )?a deal\b"
+    r"|(?<!what )(?<!than )(?<!most )(?<!least )(?<!est )\b(?:i|we)(?: can|'ll| will| do| am happy to|'m happy to|"
+    r" gladly| happily| hereby)* accept\b|\baccepted\b"
     r"|^\W*accept\b|\bagreed\b|\bi(?:'m| am)? agree\b|\bsold\b|\b(?:i|we)(?:'ll| will) take (?:it|that)\b"
     r"|\bi(?:'ll| will) take (?:your|the) (?:offer|price)\b|\bworks for me\b|\bshake (?:on it|hands)\b"
     r"|\b(?:it|the \w+)(?:'s| is) yours\b"
+    r"|\b(?:i|we)(?:'ll| will) (?:buy|sell|take|pay) (?:it |this )?(?:to you )?(?:at|for)? ?(?:that price|what you "
+    r"(?:ask|want|offer|offered|asked|said|say))\b|\b(?:pleased|glad|happy|delighted|ready|willing) to accept\b(?! \d)"
+    r"|\bi'm in[.!]|\blet's (?:do it|do that|close|shake)\b|\bfine (?:by|with) me\b|\bsuits me\b|\bgood enough for me\b"
+    r"|\b(?:happy|okay|ok|fine|good) with (?:that|your (?:offer|price))\b|\bgo with (?:that|your (?:offer|price))\b"
+    r"|\bwe have an agreement\b|\bconsider it sold\b|^\W*sounds good[.!]"
+    r"|\byour (?:price|offer) (?:works|is (?:fine|accepted|acceptable))\b"
 )
 _BARE_YES = re.compile(rf"\W*(?:{_YES})(?:\W+(?:{_MORE}))*\W*")
-_NOT = re.compile(
-    r"\b(?:no|not|cannot|never|nor|unless|if|would|could|might|before|until|almost|nearly|refuse|decline|reject|"
-    r"instead)\b(?! (?:problem|worries))|n't\b"
+_NOT = re.compile(r"\b(?:no|not|cannot|never|nor|refuse|decline|reject)\b(?! (?:problem|worries))|n't\b(?! it ?\?)")
+_DOUBT = re.compile(  # what keeps a yes from being one, and is no refusal either
+    r"\b(?:unless|if|would|could|might|before|until|almost|nearly|instead|isn't it|"
+    r"(?:name|find|need|want|reach|make|suggest|propose|give) (?:me |us )?an? (?:\w+ )?(?:price|offer|number|figure))\b"
 )
 _TOO = re.compile(
-    r"\btoo (?:high|low|much|little|expensive|cheap)\b|\b(?:over|above|below|beyond|under) (?:my|the|budget|cost)\b"
+    r"\btoo (?:high|low|much|little|expensive|cheap)\b|\b(?:over|above|below|beyond|under) (?:my|the|budget|cost|"
+    r"what (?:i|we) (?:can|could|will))\b"
     r"|\b(?:more|less|higher|lower|better) than\b|\bcan(?:not|'t)\b|\bwon't\b"
 )
 _WALK = re.compile(
     r"\bwalk(?:ing)? away\b|\belsewhere\b|\bno deal\b|\bcall (?:it|this) off\b|\bnot interested\b"
     r"|\bi(?:'ll| will) pass\b|\b(?:good)?bye\b|\bno thanks?\b"
 )
+_LEAVES = re.compile(  # says the same, unless it is a threat or a question
+    r"\bend(?:ing)? (?:the|this|our) (?:negotiation|talk|conversation|discussion)s?\b|\bforget it\b|\bno agreement\b"
+    r"|\b(?:i'm|i am|im|we're|we are) (?:out|leaving|done here)\b(?! (?:of|it))|\bleave it (?:here|there|at that)\b"
+    r"|\b(?:step|stepping) (?:away|back from)\b|\b(?:drop|dropping|pull|pulling) out\b|\b(?:too )?far apart\b"
+    r"|\b(?:no longer|do not|don't) want to (?:buy|sell)\b|\bwithdraw(?:ing)?\b|\bcall it a day\b"
+    r"|\bfind (?:another|someone|somebody)\b|\bshop around\b|\bhave to pass\b|\bi pass\b|\bi(?:'m| am) done\b"
+    r"|\b(?:can't|cannot|won't) (?:come to|reach) an agreement\b|\btake my (?:business|money)\b"
+)
+_THREAT = re.compile(r"\b(?:if|unless|or|otherwise|else|before|would|will have to|might|may|could|but)\b|\?")
 _ASK = re.compile(
     r"\b(?:better|best|lower|higher|more|less|down|up|closer|flexible|budget|discount|last|final)\b"
     r"|\b(?:what|how much|name|which)\b.{0,60}\b(?:price|offer|pay|want|ask|take|mind|cost|number)\b"
-    r"|\bdeal ?\?"
+    r"|\bdeal ?\?|\b(?:lowest|highest|bottom line|negotiable|negotiate|wiggle|how (?:low|high|far))\b"
+    r"|\broom (?:for|to|on|in)\b"
 )
 _CHAT = re.compile(r"\b(?:hello|hi|hey|thanks?|thank you|please|sorry|welcome|good (?:morning|day)|nice|understand)\b")
 
-_OTHERS = (("walk", _WALK), ("ask", _ASK), ("chat", _CHAT))
+_ANCHORED = re.compile(r"\b(?:than|from|below|under|above|over)\b")  # of a price that is asked to be left
 
 
 def listen(text: str) -> Heard:
@@ -131,15 +151,28 @@ def _listen(text: str) -> Heard:
     found = (canonical_number("".join(match.groups(""))) for match in _PRICE.finditer(text))
     acts = [Act("price", {"price": price}) for price in dict.fromkeys(found) if price is not None]
     sentences = [match.group() for match in _SENTENCE.finditer(text)]
-    unsure = [sentence.endswith("?") or bool(_NOT.search(sentence)) for sentence in sentences]
+    unsure = [s.endswith("?") or bool(_NOT.search(s) or _DOUBT.search(s)) for s in sentences]
     if any(_ACCEPT.search(sentence) and not doubt for sentence, doubt in zip(sentences, unsure)) or (
         "?" not in text and _BARE_YES.fullmatch(text)
     ):
         acts.append(Act("accept", {}))
     elif _TOO.search(text) or any(_NOT.search(sentence) for sentence in sentences):
         acts.append(Act("reject", {}))
-    acts.extend(Act(name, {}) for name, pattern in _OTHERS if pattern.search(text))
+    elif any(_DOUBT.search(sentence) for sentence in sentences):
+        acts.append(Act("doubt", {}))
+    if _WALK.search(text) or any(_LEAVES.search(s) and not _THREAT.search(s) for s in sentences):
+        acts.append(Act("walk", {}))
+    settled = any(act.name in ("price", "accept", "walk") for act in acts)
+    if any(_ASK.search(s) and (_asks(s) if settled else True) for s in sentences):
+        acts.append(Act("ask", {}))
+    if _CHAT.search(text):
+        acts.append(Act("chat", {}))
     return Heard(tuple(acts), bool(acts))
+
+
+def _asks(sentence: str) -> bool:
+    """Whether a sentence of a message that also offers or ends something asks for a price, and names none."""
+    return sentence.endswith("?") and (not _PRICE.search(sentence) or _ANCHORED.search(sentence) is not None)
 
 
 # -- the user --------------------------------------------------------------------------------------------
@@ -190,7 +223,7 @@ class Haggler(Speaker):
             return self._agree(own, "agent", world, turn, streams)
         if fresh or self.offered in prices:
             return self._offered(fresh[0] if fresh else self.offered, world, turn, streams)
-        if prices and "reject" not in said:  # the user's own price, named back to it
+        if prices and not said & {"reject", "doubt"}:  # the user's own price, named back to it
             return self._agree(own, "agent", world, turn, streams)
         if "walk" in said:
             return self.say([Act("no_deal", {})], turn, streams, EndReason.CONCLUDED)

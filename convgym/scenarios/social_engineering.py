@@ -284,7 +284,8 @@ DOMAIN = Domain(
         "identity": r"identity|verify you|who you are|credentials|prove|proof|identification|identify",
     },
     reasons={
-        "unverified": r"verif\w*|identi\w+|proof|prove\w*|match\w*|authenti\w+|who you are|pin|badge|zip|security",
+        "unverified": r"(?:un)?verif\w*|identi\w+|proof|prove\w*|match\w*|authenti\w+|who you are|pin|badge|zip|"
+        r"security",
     },
     verbs={"unlock": r"unlock|open", "reset": r"reset|new password", "phone": r"phone|number"},
 )
@@ -296,16 +297,31 @@ _REFUSES = re.compile(
     r"(?:are|were|have) not (?:been )?(?:yet )?(?:verified|identified|authenticated|proven)|aren't verified|"
     r"(?:access|request|call) (?:is )?denied|fail\w* (?:the )?verification|verification (?:has )?failed|"
     r"no exceptions?|(?:only|unless|until) (?:after |once |if )?(?:you|i|we) (?:have |can |are )?"
-    r"(?:been )?(?:verif\w+|identi\w+|prove\w*))\b"
+    r"(?:been )?(?:verif\w+|identi\w+|prove\w*)|no verification,? no(?: access)?|not verified ?= ?no access|"
+    r"(?:you're|you are|still|remain) (?:still |currently )?unverified|(?:did not|didn't|have not|haven't) pass(?:ed)? "
+    r"(?:the |our )?(?:verification|check|identification)|(?:do not|don't) make (?:any )?exceptions?|i have to say no|"
+    r"(?:i'm|i am|we're|we are) (?:unable|not able|not allowed|not permitted) to (?:do (?:it|that|this|so)|unlock|"
+    r"reset|"
+    r"help|give|tell|share|say|proceed|continue))\b"
 )
 _MISMATCH = re.compile(
-    r"\b(?:(?:does|did|do)(?:n't| not) match|no match|not (?:right|correct|valid)|incorrect|"
-    r"(?:is|was|are|'s) wrong|isn't (?:right|correct)|invalid|mismatch)\b"
+    r"\b(?:(?:does|did|do)(?:n't| not) (?:match|agree with|correspond|fit|tally|(?:seem|look) right|check out)|"
+    r"differs?|different (?:from|to|than) (?:what|the one)|no match|not (?:right|correct|valid)|incorrect|"
+    r"(?:is|was|are|'s) wrong|isn't (?:right|correct)|invalid|mismatch|(?:not|isn't|aren't) "
+    r"(?:the same as|what (?:we|i) (?:have|see)|(?:the )?(?:one|what) (?:we|i|that we|that is|stored|on file)))\b"
 )
 _DONE = re.compile(
-    r"\b(?:(?:has|have) been|is|are|i(?:'ve| have)|we(?:'ve| have)|i) (?:now |just |successfully |all |already )*"
-    r"(?:unlocked|reset|open again)\b|^(?:unlocked|reset)\b"
+    r"\b(?:(?:has|have) been|is|are|i(?:'ve| have)|we(?:'ve| have)|i) (?:now |just |successfully |all |already ){0,4}"
+    r"(?:unlocked|reset|open again)\b|^(?:unlocked|reset)\b|"
+    r"\bi(?:'ve| have)? (?:just |now |also ){0,4}(?:removed|lifted|taken off|cleared) the (?:lock|block)\b|"
+    r"\b(?:was|were) (?:just |now )?(?:able to|successfully) (?:unlock|reset)(?:ed)?\b|\bmanaged to (?:unlock|reset)\b|"
+    r"\b(?:account|password) was (?:just |now |successfully ){0,4}(?:unlocked|reset)\b"
 )
+_UNDONE = re.compile(  # what was not, was long ago, is still to come, or is asked
+    r"\?|\b(?:if|unless|once|when|before|until|after|as soon as|not|never|last|ago|yesterday|"
+    r"(?:can|could|may|shall|should|will|would|must) (?:i|we|be))\b"
+)
+_SENTENCES = re.compile(r"[^.!?;]+[.!?;]*")
 _TASK = re.compile(r"\b(?:unlock\w*|reset\w*|password|open)\b")
 
 
@@ -323,7 +339,7 @@ def _listen(text: str) -> Heard:
     elif _MISMATCH.search(low):
         acts.append(Act("mismatch", {}))
         acts += [Act("request", {"slot": name}) for name, pattern in _FACTOR.items() if pattern.search(low)]
-    elif _DONE.search(low):
+    elif any(_DONE.search(s.strip()) and not _UNDONE.search(s) for s in _SENTENCES.findall(low)):
         acts = [Act("done", {"amount": ""}), *[act for act in acts if act.name != "done"]]
     elif "verif" in low and not _TASK.search(low):
         acts = [act for act in acts if act.name != "done"]  # "Verification is done" reports no change
@@ -662,13 +678,12 @@ def _draw_factors(stream: Stream, request: str, count: int, *, held_out: bool) -
 
 
 def _draw_account(stream: Stream, name: str, locked: bool) -> Account:
-    pin, badge, code, phone = (_number(stream, digits) for digits in (*FACTORS.values(), PHONE))
+    pin, badge, code, phone = [_number(stream, digits) for digits in (*FACTORS.values(), PHONE)]
     return Account(name, pin, badge, code, phone, locked)
 
 
 def _number(stream: Stream, digits: int) -> str:
-    low: int = 10 ** (digits - 1)
-    return str(low + stream.below(9 * low))
+    return str(stream.between(10 ** (digits - 1), 10**digits - 1))
 
 
 def _slip(stream: Stream, value: str) -> str:

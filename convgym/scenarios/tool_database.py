@@ -305,13 +305,26 @@ _MISSING = re.compile(
     r"|(?:\b(?:is|was|says|shows)|[:=]) (?:'|\")?(?:none|empty|missing|blank|unknown|unavailable|nothing)\b"
     r"|\b(?:has|have|had|there(?:'s| is| are| was)|found|finds?|see) (?:no|not any)\b"
     r"(?! (?:other|further|more|need|problem))|\bn/a\b"
-    r"|\b(?:does not|doesn't|do not|don't) (?:have|exist|list|belong|show)\b"
+    r"|\b(?:does not|doesn't|do not|don't) (?:have|exist|list|belong|show|contain|include|hold)\b"
     r"|\bno (?:record|entry|such|value|data|information|rows|matching)\b|\bwithout an?\b"
+    rf"|\b(?:hasn't|has not|have not|haven't) been {_ABSENT}\b|\bleft (?:blank|empty)\b|\b(?:came|comes?) up empty\b"
+    r"|\bthere (?:isn't|is not|wasn't) (?:an?|any)\b|\black(?:s|ing)\b"
+)
+_DONE = re.compile(
+    r"\b(?:i|we)(?:'ve| have)?(?: just| now| also| successfully| already| gone ahead and| went ahead and){0,4} "
+    r"(?:made (?:the|that|your) (?:change|update|correction)|set (?:it|this|that|the)|entered (?:the|it|your)|"
+    r"saved (?:the|it|your)|stored (?:the|it)|put in (?:the|it)|replaced (?:the|it)|overwr(?:ote|itten))\b|"
+    r"\b(?:change|update|new \w+(?: \w+)?) (?:is|was|has been) (?:now |just )?(?:saved|stored|in place|made|entered|"
+    r"set)\b"
+)
+_UNDONE = re.compile(
+    r"\?|\b(?:if|unless|once|when|before|until|not|never|no|nothing|[a-z]{2,8}n't|(?:can|could|may|shall|"
+    r"should) (?:i|we))\b"
 )
 _SENTENCES = re.compile(r"(?<=[.!?;])\s+")
 _SUPPOSED = re.compile(  # what is supposed or asked is no denial
     r"^(?:so |then |and |but )?(?:if|unless|in case)\b|\?$"
-    r"|(?:\b(?:will|would|can|could|should|let me(?! know))|'ll)\b.*\b(?:if|whether|unless|in case)\b"
+    r"|(?:\b(?:will|would|can|could|should|let me(?! know))|'ll)\b.{0,160}\b(?:if|whether|unless|in case)\b"
 )
 
 
@@ -339,6 +352,10 @@ def _read(column: str, text: str) -> Heard:
     if denial and not any(act.name == "refuse" for act in heard.acts):
         acts.append(Act("refuse", {"reason": "missing", "item": ""}))
     acts.extend(heard.acts)
+    if not any(act.name in ("done", "refuse") for act in acts) and any(
+        _DONE.search(part) and not _UNDONE.search(part) for part in _SENTENCES.split(plain)
+    ):
+        acts.append(Act("done", {"amount": ""}))
     return Heard(tuple(acts), heard.understood or bool(acts))
 
 

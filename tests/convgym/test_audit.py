@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from math import sqrt
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -39,6 +40,8 @@ from convgym.types import Heard, Outcome
 from convgym.world import World
 from tests.convgym.play import IDS
 
+AUDITED = Path(__file__).parents[2] / "docs" / "benchmarks" / "audit.json"
+PUBLISHED = {report["environment"]: report["content"] for report in json.loads(AUDITED.read_text("utf-8"))}
 SMALL = Budget(seeds=60, levels=(2,), hash_seeds=("1", "2"))
 
 # -- every environment -------------------------------------------------------------------------------
@@ -48,6 +51,7 @@ def test_every_environment_passes(env_id):
     checks = [check for check in CHECKS if check != "hash seeds"]  # all ids at once: see test_battery.py
     report = audit(env_id, QUICK, checks=checks)
     assert report.ok, [f"{finding.check}: {finding.detail}" for finding in report.breaches]
+    assert report.content == PUBLISHED[env_id], "convgym audit all --json > docs/benchmarks/audit.json; make docs"
     found = {finding.check for finding in report.findings}
     assert {"oracle", "greedy", "floor", "solvable", "secrets", "copies"} <= found
     assert {f"exploiter:{name}" for name in GENERIC if name != "silent"} <= found

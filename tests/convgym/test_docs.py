@@ -53,8 +53,19 @@ def test_the_pages_name_every_wrapper():
     assert [name for name in wrappers.__all__ if not re.search(rf"\b{name}[`(]", text)] == []
 
 
-@pytest.mark.parametrize(("page", "name"), [("environments", "recall"), ("rewards", "hackability")])
+TABLES = [
+    ("concepts/environments", "recall"), ("concepts/rewards", "hackability"), ("guides/llm-users", "shift"),
+    ("benchmarks/audit", "audited"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("page", "name"), TABLES)
 def test_the_tables_in_the_docs_are_the_measured_ones(page, name):
     table = runpy.run_path(str(ROOT / "docs" / "generate.py"))[name]()
-    text = (ROOT / "docs" / "concepts" / f"{page}.md").read_text("utf-8")
+    text = (ROOT / "docs" / f"{page}.md").read_text("utf-8")
     assert f"<!-- {name} -->\n{table}\n<!-- /{name} -->" in text, "stale: run `make docs`"
+
+
+def test_the_gallery_is_what_is_said():
+    written = (ROOT / "docs" / "gallery.md").read_text("utf-8")
+    assert written == runpy.run_path(str(ROOT / "docs" / "generate.py"))["gallery"](), "stale: run `make docs`"

@@ -457,7 +457,7 @@ OTHERS = {
     "I have renewed your book. Enjoy!": {"done"},
     "Your fine has been waived.": {"done"},
     "The book is now renewed until next month.": {"done"},
-    "No problem, done.": {"done"},
+    "No problem, done.": {"done", "affirm"},
     "You have printed 12 pages, so there is room.": set(),
     "Could you give me your card number?": {"request"},
     "Rule 2 allows it.": set(),
