@@ -333,6 +333,14 @@ class ConversationEnv(OwnStreams):
         """Whether somebody is asked over the network; lanes of a vector env then wait together."""
         return self.user == "llm"
 
+    def state_key(self) -> int:
+        """Returns a hash of the abstract state: of the user's state and of what happened, not of the words.
+
+        Equal states have equal keys, for algorithms that assign credit by state. Privileged like :meth:`progress`:
+        it depends on what the agent cannot see, so that it is in no info.
+        """
+        return self._open().state_key()
+
     def heard_acts(self) -> tuple[Act, ...]:
         """Returns the acts behind the user's latest words; () after a tool spoke."""
         episode = self._open()
@@ -410,7 +418,6 @@ class ConversationEnv(OwnStreams):
             "reward_terms": terms,
             "cost": cost,
             "understood": understood,
-            "state_key": episode.state_key(),
         }
         if outcome is not None and episode.end is not None:
             score = float(outcome.score)

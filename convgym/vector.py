@@ -76,6 +76,11 @@ class ConversationVectorEnv(VectorEnv[tuple[str, ...], tuple[str, ...], np.ndarr
         self._done[lane] = False
         return begun
 
+    def state_key(self, lane: int) -> int:
+        """Returns the hash of the abstract state of a lane's conversation; 0 if the environment has none."""
+        key = getattr(self.envs[lane].unwrapped, "state_key", None)
+        return 0 if key is None else int(key())
+
     def step_lanes(self, lanes: Sequence[int], actions: Sequence[str]) -> list[Step]:
         """Steps only the given lanes; the others are untouched. There is no autoreset here.
 

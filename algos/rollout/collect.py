@@ -303,7 +303,7 @@ class _Run:
         live = self.live[lane]
         messages = info.get("messages", ({"role": "user", "content": obs},))
         live.messages.extend(messages)
-        live.state_keys.append(int(info.get("state_key", 0)))
+        live.state_keys.append(self.envs.state_key(lane))
         with self.timed("chat"):
             delta = self.chat.delta(messages, None if turn is None else live.ids[-1])
         if turn is not None and len(live.ids) + len(delta) >= self.engine.capacity:

@@ -23,7 +23,7 @@ from convgym.types import EndReason
 
 __all__ = ["AT_END", "AT_RESET", "broken_promises", "gymnasium_api", "leaks", "private", "promises"]
 
-AT_RESET = frozenset({"messages", "reward_terms", "cost", "understood", "state_key"})
+AT_RESET = frozenset({"messages", "reward_terms", "cost", "understood"})
 AT_END = AT_RESET | {"end_reason", "success", "score"}
 WRITERS = ("oracle", "random", "random-calls", "injector")  # agents whose every step is looked at
 EXAMPLES = 3  # of what went wrong, in a finding

@@ -1,13 +1,15 @@
 """What agents are paid: all to the oracle, nothing to the cheats, and never more than there is.
 
 A figure is the mean return as a share of the mean best possible one. In the *worst* of the levels that were
-played, it must not exceed the scenario's ``ceiling``. Where each cheat is right in one class of templates by
-design (always to refuse, always to comply), ``by_class`` says so, and the figure is that of the worst class.
-An exploiter that is right in one of many outcomes may state a ceiling of its own, and has to say why.
+played, it must not exceed the scenario's ``ceiling``. Where a cheat is right in one class of templates by design
+(always to refuse, always to comply, a coin between the two), ``by_class`` says so, and the figure is what it gets
+beyond chance over the classes. An exploiter that is right in one of many outcomes may state a ceiling of its own,
+and has to say why.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -72,12 +74,12 @@ def cheats(subject: Subject) -> Iterator[Finding]:
         found, whole = {}, 0.0
         for level in subject.budget.levels:
             played = subject.play(name, level, subject.budget.episodes)
-            found[level] = _worst_class(played) if env.by_class else _share(played)
+            found[level] = _beyond_chance(played) if env.by_class else _share(played)
             whole = max(whole, _share(played).figure)
         worst = max(found.values(), key=lambda each: each.figure)
         check = "floor" if name == "silent" else f"exploiter:{name}"
         finding = _finding(check, worst.figure <= ceiling, found, worst, ceiling)
-        # The worst class decides, and the whole is shown: that is what the design leaves to this cheat.
+        # What lies beyond chance decides, and the whole is shown: that is what the design leaves to this cheat.
         yield replace(finding, detail=f"{finding.detail}; all classes {whole:.3f}") if env.by_class else finding
 
 
@@ -115,11 +117,22 @@ def _by_level(subject: Subject, name: str) -> dict[int, Share]:
     }
 
 
-def _worst_class(played: Sequence[Episode]) -> Share:
+def _beyond_chance(played: Sequence[Episode]) -> Share:
+    """The sum of the classes' figures minus 1, over the number of classes minus 1; 0 for chance and below.
+
+    Whoever is right in one class, or flips a coin between classes, gets 0, and who is right in all of them 1: with
+    two classes it is Youden's (1950) J. The interval adds the classes' variances.
+    """
     classes = defaultdict(list)
     for episode in played:
         classes[episode.kind.partition("/")[0]].append(episode)
-    return min(map(_share, classes.values()), key=lambda found: found.figure)
+    shares = [_share(each) for each in classes.values()]
+    if len(shares) == 1:
+        return shares[0]
+    others = len(shares) - 1
+    figure = (math.fsum(each.figure for each in shares) - 1) / others
+    error = math.sqrt(math.fsum(((each.high - each.low) / 2) ** 2 for each in shares)) / others
+    return Share(max(0.0, figure), max(0.0, figure - error), max(0.0, figure + error))
 
 
 def _share(played: Sequence[Episode]) -> Share:

@@ -234,7 +234,7 @@ def _listen(text: str) -> Heard:
     acts += [Act("request", {"slot": "problem"})] if asked and not named else []
     if _FUTURE.search(low):  # "I will get this done" reports nothing
         common = [Act("promise", {}) if act.name == "done" else act for act in common]
-    elif _DONE.search(low) or any(_REPORT.search(s) and not _UNDONE.search(s) for s in _SENTENCES.findall(low)):
+    elif any((_DONE.search(s) or _REPORT.search(s)) and not _UNDONE.search(s) for s in _SENTENCES.findall(low)):
         acts.append(Act("done", {"amount": ""}))
     if _KIND.search(low):
         acts.append(Act("empathy", {}))

@@ -144,7 +144,7 @@ class LeakyState(CustomerService):
 
     def _info(self, episode: Any, *args: Any) -> dict[str, Any]:
         info = super()._info(episode, *args)
-        return {**info, "state_key": int(episode.task.privileged["code"])}
+        return {**info, "understood": int(episode.task.privileged["code"])}
 
 
 class LeakyTerm(CustomerService):

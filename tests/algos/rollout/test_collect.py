@@ -49,9 +49,9 @@ class Echo(gym.Env[str, str]):
             {"role": "system", "content": f"You help customers of a {name}."},
             {"role": "user", "content": f"I want {word}{self.seed}"},
         ]
-        return "", {"messages": messages, "state_key": self.key()}
+        return "", {"messages": messages}
 
-    def key(self) -> int:
+    def state_key(self) -> int:
         return 100 * self.seed + len(self.heard) + 1
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
@@ -65,7 +65,6 @@ class Echo(gym.Env[str, str]):
         ]
         info: dict[str, Any] = {
             "messages": messages[k % 3 - 1 :] if k % 3 else messages,
-            "state_key": self.key(),
             "reward_terms": {"pay": float(k)},
             "cost": 0.5,
             "understood": k % 2 == 1,
@@ -323,6 +322,8 @@ def test_options_reach_the_environment(talkative: Policy) -> None:
 
 def test_an_environment_that_speaks_plain_text_is_heard_as_a_user(talkative: Policy) -> None:
     class Plain(Echo):
+        state_key = None  # another project's environment has none
+
         def reset(self, **kwargs: Any) -> tuple[str, dict[str, Any]]:
             super().reset(**kwargs)
             return "May I ask?", {}

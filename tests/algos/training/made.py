@@ -51,12 +51,14 @@ class Letters(gym.Env[str, str]):
             info |= {"end_reason": "concluded", "success": self.score > 0.8, "score": self.score}
         return "go on", letters / 2, ended, False, info
 
+    def state_key(self) -> int:
+        return self.turns + 1
+
     def _info(self, message: dict[str, str]) -> dict[str, Any]:
         return {
             "messages": [message],
             "cost": 0.0,
             "understood": True,
-            "state_key": self.turns + 1,
             "reward_terms": {},
         }
 
