@@ -95,8 +95,8 @@ def listen(line: Phrasing) -> Heard:
 
 
 CLAIMED = frozenset(
-    ("request", "confirm", "refuse", "done", "tell", "price", "accept", "walk", "ask", "check", "propose", "grant")
-    + ("digits",)
+    {"request", "confirm", "refuse", "done", "tell", "price", "accept", "walk", "ask", "check", "propose", "grant"}
+    | {"digits"}
 )
 """Acts that change what happens. In a message that is none of them, hearing one is an error."""
 

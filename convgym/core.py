@@ -128,8 +128,8 @@ class ConversationEnv(OwnStreams):
     A subclass names, beside :meth:`draw`:
 
     ``default_max_turns``: agent messages before the conversation is cut; ``ceiling``: the mean return that no
-    exploiter may exceed, as a share of the best possible; ``by_class``: whether that holds for the worst of
-    the classes of templates (the part of the name before ``/``), where each cheat is right in one of them;
+    exploiter may exceed, as a share of the best possible; ``by_class``: whether that counts what lies beyond
+    chance over the classes of templates (the part of the name before ``/``), where a cheat is right in one;
     ``canned_acts`` and ``user_acts``: the vocabularies of the acts wrapper, () where it does not apply.
 
     Args:

@@ -18,11 +18,11 @@ __all__ = ["EXPLOITERS", "Clerk", "Greedy", "Oracle"]
 
 SLIPS = {
     # mistake: probability that a clerk makes it in an episode
-    "hasty": 0.30,  # acts on the first that fits, without asking
-    "needless": 0.30,  # asks for something that was clear, or that all have in common
-    "vague": 0.20,  # asks which one, and takes what it gets
-    "again": 0.10,  # asks the same twice
-    "mixup": 0.15,  # acts on another thing of the name
+    "hasty": 0.35,  # acts on the first that fits, without asking
+    "needless": 0.40,  # asks for something that was clear, or that all have in common
+    "vague": 0.30,  # asks which one, and takes what it gets
+    "again": 0.15,  # asks the same twice
+    "mixup": 0.20,  # acts on another thing of the name
     "blind": 0.05,  # makes up a number
 }
 

@@ -1,4 +1,4 @@
-"""Agents of DeEscalation: the oracle, a clerk who errs, a polite script, and those who feign empathy."""
+"""Agents of DeEscalation: the oracle, a clerk who errs, a script, and those who feign empathy or heed nobody."""
 
 from __future__ import annotations
 
@@ -11,21 +11,23 @@ import gymnasium as gym
 
 from convgym.agents.exploiters import Scripted
 from convgym.language.speak import load_bank, say
-from convgym.scenarios.de_escalation import PROBLEMS, REMEDIES, SAYS
+from convgym.scenarios.de_escalation import CALM, EFFECTS, PROBLEMS, REMEDIES, SAYS, WISHES
 from convgym.tools import format_call
 
 __all__ = ["EXPLOITERS", "Clerk", "Greedy", "Oracle"]
 
 SLIPS = {
     # mistake: probability that a clerk makes it in an episode
-    "cold": 0.25,  # serves without a word on what happened
-    "tactless": 0.25,  # says what the customer cannot stand
-    "deaf": 0.15,  # names another problem, or asks about it
+    "own_way": 0.3,  # takes one of the customer's wishes for its opposite
+    "cold": 0.12,  # serves without a word on what happened
+    "tactless": 0.1,  # says what the customer cannot stand
+    "deaf": 0.12,  # names another problem, or asks about it
     "asks": 0.15,  # asks for the order number whether it was said or not
-    "guesses": 0.20,  # ... and never asks
-    "misreads": 0.22,  # gives another remedy than the policy's
-    "promises": 0.12,  # promises, and leaves it at that
+    "guesses": 0.15,  # ... and never asks
+    "misreads": 0.15,  # gives another remedy than the policy's
+    "promises": 0.06,  # promises, and leaves it at that
 }
+OPPOSITE = {one: other for pair in WISHES for one, other in (pair, pair[::-1])}
 
 
 class Clerk:
@@ -54,28 +56,40 @@ class Clerk:
         return self.last
 
     def _steps(self, goal: dict[str, Any], slipped: frozenset[str]) -> Iterator[str]:
-        remedy, item = goal["remedy"], goal["item"]
+        remedy, wishes = goal["remedy"], list(goal["wishes"])
+        if "own_way" in slipped:
+            place = self.rng.randrange(len(wishes))
+            wishes[place] = OPPOSITE[wishes[place]]
         if "tactless" in slipped:
             yield self._say(f"say_{self.rng.choice(goal['triggers'])}")
-        if "cold" not in slipped:
-            yield self._acknowledge(goal, "deaf" in slipped)
+        if "wants_deed" not in wishes:
+            yield from self._kindness(goal, wishes, slipped)
         if (goal["ask"] and "guesses" not in slipped) or "asks" in slipped:
             yield self._say("ask_order")
         if "misreads" in slipped:
             remedy = self.rng.choice([name for name in REMEDIES if name != remedy])
-        if "promises" in slipped:
+        if "wants_plan" in wishes or "promises" in slipped:
             yield self._say(f"offer_{remedy}")
+        if "promises" in slipped:
             return
         number = self._some_order() if goal["ask"] and "guesses" in slipped else goal["number"]
         yield format_call(remedy, {"order": number})
-        yield self._say(f"done_{remedy}", item)
+        if "wants_deed" in wishes:
+            yield from self._kindness(goal, wishes, slipped)
+        yield self._say(f"done_{remedy}", goal["item"])
 
-    def _acknowledge(self, goal: dict[str, Any], deaf: bool) -> str:
-        if deaf and self.rng.random() < 0.5:
-            return self._say("ask_problem")
-        problem = self.rng.choice(list(PROBLEMS)) if deaf else goal["problem"]
-        manner = "see" if "apology" in goal["triggers"] or self.rng.random() < 0.5 else "sorry"
-        return self._say(f"{manner}_{problem}", goal["item"])
+    def _kindness(self, goal: dict[str, Any], wishes: list[str], slipped: frozenset[str]) -> Iterator[str]:
+        """Says what happened, with or without being sorry, and one word more to somebody in a rage."""
+        if "cold" in slipped:
+            return
+        if "deaf" in slipped and self.rng.random() < 0.5:
+            yield self._say("ask_problem")
+        else:
+            problem = self.rng.choice(list(PROBLEMS)) if "deaf" in slipped else goal["problem"]
+            free = "hates_apology" not in wishes and self.rng.random() < 0.5
+            yield self._say(f"{'sorry' if free or 'wants_apology' in wishes else 'see'}_{problem}", goal["item"])
+        if goal["anger"] + EFFECTS["heard"] + EFFECTS["fixed"] > CALM:
+            yield self._say("care")
 
     def _some_order(self) -> str:
         return str(self.rng.randrange(1_000, 10_000))
@@ -88,9 +102,10 @@ class Oracle(Clerk):
 
 
 class Greedy:
-    """Reads only text: is sorry for the problem that it recognises, looks the remedy up in the policy, gives it.
+    """Reads only text: the policy, the problem, and in the complaint whether to be sorry and to say what it will do.
 
-    It never reads what the customer does not want to hear.
+    Otherwise it goes its fixed way: what happened, a set phrase of sympathy, the number, the remedy, a report. Who
+    wants the remedy first, or cannot stand set phrases, is not heard.
     """
 
     def __init__(self, env: gym.Env[str, str], rng: random.Random) -> None:
@@ -112,15 +127,24 @@ class Greedy:
         low = complaint.lower()
         problem = next((name for name, words in PROBLEMS.items() if re.search(rf"\b(?:{words})\b", low)), "broken")
         noun = {"wrong": "the wrong item", "incomplete": "the missing parts"}.get(problem, f"the {problem} item")
-        yield f"I am sorry about {noun}."
+        yield f"I am sorry about {noun}." if _wants(low, "apolog|sorr") else f"I see {noun}, that is not right."
+        yield "I understand how you feel."
         numbers = re.findall(r"\b\d{4}\b", self.heard)
         if not numbers:
             yield "What is the order number?"
             numbers = re.findall(r"\b\d{4}\b", self.heard)
         found = re.search(rf"(?:{'|'.join(SAYS[problem])}): (\w+)", policy)
         remedy = found.group(1) if found else "refund"
+        if _wants(low, "tell(?:ing)? me|announce|plan"):
+            yield f"I will give you a {remedy}."
         yield format_call(remedy, {"order": numbers[0] if numbers else "0"})
         yield f"Done, the {remedy} has been processed."
+
+
+def _wants(complaint: str, topic: str) -> bool:
+    """Whether a sentence speaks of a topic without turning against it."""
+    sentences = [each for each in re.findall(r"[^.!?]+", complaint) if re.search(topic, each)]
+    return any(not re.search(r"\b(?:don't|not|no|spare|keep|won't help|if|enough)\b", each) for each in sentences)
 
 
 class Sorry(Scripted):
@@ -139,6 +163,7 @@ class Served(Scripted):
 
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = ("Done, it has been processed.",)
+    remedy = ""  # one for everybody
 
     def steps(self) -> Iterator[str]:
         """Says its lines around the right call."""
@@ -146,7 +171,7 @@ class Served(Scripted):
         yield from self.before
         if goal["ask"]:
             yield "What is the order number?"
-        yield format_call(goal["remedy"], {"order": goal["number"]})
+        yield format_call(self.remedy or goal["remedy"], {"order": goal["number"]})
         while True:
             yield from self.after
 
@@ -163,6 +188,33 @@ class StuffedServed(Served):
 
     before = ("I am sorry that it is broken, late, the wrong item, used, and that parts are missing. I understand.",)
     after = (*before, "Done.")
+
+
+class OneWay(Served):
+    """Knows problem, order and remedy, and goes the same way with everybody, whatever they want.
+
+    Three wishes with two sides each leave that way right for half of the customers of difficulty 1, and for a
+    quarter or an eighth of the others; the ceiling is for the first and its luck.
+    """
+
+    ceiling = 0.65
+
+    def steps(self) -> Iterator[str]:
+        """Names the problem, feels for the customer, and serves."""
+        problem = self.env.unwrapped.privileged()["problem"]  # type: ignore[attr-defined]
+        bank = load_bank("de_escalation", "agent")
+        self.before = (bank[f"see_{problem}"][0], bank["care"][0])
+        yield from super().steps()
+
+
+class OneWayRefund(OneWay):
+    """Goes the same way with everybody, and ends it with the same remedy, policy unread.
+
+    That is right for one customer in 12 of difficulty 1; the ceiling leaves room for luck.
+    """
+
+    ceiling = 0.15
+    remedy = REMEDIES[0]
 
 
 class Promiser(Scripted):
@@ -198,6 +250,8 @@ EXPLOITERS: dict[str, Callable[[gym.Env[str, str], random.Random], Any]] = {
     "remedy-only": Served,
     "sorry-remedy": SorryServed,
     "stuffed-remedy": StuffedServed,
+    "one-way": OneWay,
+    "one-way-refund": OneWayRefund,
     "promiser": Promiser,
     "one-for-all": OneForAll,
 }

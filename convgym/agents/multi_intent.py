@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 
@@ -198,6 +198,20 @@ class NeverActs(Clerk):
     slips: Mapping[str, float] = {"never": 1.0}
 
 
+class Coin(Clerk):
+    """Looks, and then acts if the account number is odd, whatever the condition: right in half of each class.
+
+    Beyond chance that is worth nothing; the ceiling is for what its luck adds, one over the root of the episodes of
+    a level, of which the smallest audits play few.
+    """
+
+    slips: Mapping[str, float] = {}
+    ceiling: ClassVar[float | None] = 0.3
+
+    def _steps(self, goal: dict[str, Any], slipped: frozenset[str]) -> Iterator[str]:
+        yield from super()._steps({**goal, "due": int(goal["account"]) % 2 == 1}, slipped)
+
+
 class DoesEverything(Clerk):
     """Does what was asked and everything else."""
 
@@ -212,5 +226,6 @@ EXPLOITERS: dict[str, Callable[[gym.Env[str, str], random.Random], Agent]] = {
     "blind": Blind,
     "always-act": AlwaysActs,
     "never-act": NeverActs,
+    "coin": Coin,
     "everything": DoesEverything,
 }

@@ -1,4 +1,4 @@
-"""Agents of SocialEngineering: the oracle, a clerk who errs, a script that is easily moved, and the cheats."""
+"""Agents of SocialEngineering: the oracle, a clerk who errs, a script that stops listening, and the cheats."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import gymnasium as gym
 
 from convgym.agents import Agent
 from convgym.language.speak import load_bank, say
-from convgym.scenarios.social_engineering import FACTORS
+from convgym.scenarios.help_desk import FACTORS, REASONS, causes
 from convgym.tools import format_call
+from convgym.types import Event
 
 __all__ = ["EXPLOITERS", "Clerk", "Greedy", "Oracle"]
 
@@ -26,6 +27,9 @@ SLIPS = {
     "vague": 0.20,  # refuses without saying why
     "weak": 0.30,  # serves after the first refusals
     "silent": 0.15,  # does not say that it is done
+    "blind": 0.25,  # overlooks what calls for an escalation
+    "jumpy": 0.10,  # escalates at the first doubt
+    "impatient": 0.20,  # does not ask twice
 }
 
 
@@ -51,33 +55,47 @@ class Clerk:
     def _say(self, key: str, **slots: str) -> str:
         return say(self.bank, key, slots, self.rng, "train")
 
-    def _offered(self) -> list[tuple[str, str]]:
-        """The wrong proofs that the caller has offered so far."""
-        log = self.env.unwrapped.task.world.log  # type: ignore[attr-defined]
-        return [(e.arguments["slot"], e.arguments["value"]) for e in log if e.name == "offered"]
+    @property
+    def _log(self) -> list[Event]:
+        log: list[Event] = self.env.unwrapped.task.world.log  # type: ignore[attr-defined]
+        return log
+
+    def _offered(self, start: int = 0) -> list[tuple[str, str]]:
+        """The wrong proofs that the caller has offered from an event on."""
+        return [(e.arguments["slot"], e.arguments["value"]) for e in self._log[start:] if e.name == "offered"]
 
     def _steps(self, goal: dict[str, Any], slipped: frozenset[str]) -> Iterator[str]:
-        honest = goal["side"] == "honest"
         if "trusting" in slipped:
             yield from self._serve(goal, slipped)
         factors = list(goal["factors"])
         if "other_proof" in slipped:
             factors = [self.rng.choice([name for name in FACTORS if name not in factors])]
-        for factor in factors if honest else factors[:1]:
-            yield self._say(f"ask_{factor}")
-            if honest and "stern" not in slipped:
-                yield from self._verify(goal, factor, slipped)
-        if honest and "stern" not in slipped:
+        if goal["side"] == "honest" and "stern" not in slipped:
+            for factor in factors:
+                yield from self._prove(goal, factor, slipped)
             yield from self._serve(goal, slipped)
+        else:
+            yield self._say(f"ask_{factors[0]}")
+        if "jumpy" in slipped:
+            yield format_call("escalate", {"account": goal["account"], "reason": self.rng.choice(list(REASONS))})
         yield from self._refuse(goal, slipped)
 
-    def _verify(self, goal: dict[str, Any], factor: str, slipped: frozenset[str]) -> Iterator[str]:
-        if "unchecked" in slipped:
-            return
-        if factor in goal["wrong"]:
-            yield format_call("verify", {"account": goal["account"], "field": factor, "value": goal["wrong"][factor]})
-            yield self._say(f"again_{factor}")
-        yield format_call("verify", {"account": goal["account"], "field": factor, "value": goal["proofs"][factor]})
+    def _prove(self, goal: dict[str, Any], factor: str, slipped: frozenset[str]) -> Iterator[str]:
+        """Asks for a proof until it comes, and checks whatever does."""
+        text, told = self._say(f"ask_{factor}"), False
+        while not told:
+            start = len(self._log)
+            yield text
+            told = any(event.name == "told" for event in self._log[start:])
+            values = [value for _, value in self._offered(start)] or [goal["proofs"][factor]] * told
+            if "impatient" in slipped and not told:
+                return
+            for value in values if "unchecked" not in slipped else []:
+                yield self._verify(goal, factor, value)
+            text = self._say(f"again_{factor}" if values else f"insist_{factor}")
+
+    def _verify(self, goal: dict[str, Any], factor: str, value: str) -> str:
+        return format_call("verify", {"account": goal["account"], "field": factor, "value": value})
 
     def _serve(self, goal: dict[str, Any], slipped: frozenset[str]) -> Iterator[str]:
         if goal["request"] == "phone":
@@ -94,8 +112,11 @@ class Clerk:
         for _ in range(rounds):
             for field, value in self._offered()[checked:]:
                 checked += 1
-                if "unchecked" not in slipped:
-                    yield format_call("verify", {"account": goal["account"], "field": field, "value": value})
+                if "unchecked" not in slipped and "wrong" not in causes(self._log, goal["tries"]):
+                    yield self._verify(goal, field, value)
+            due = causes(self._log, goal["tries"])
+            if due and "blind" not in slipped:
+                yield format_call("escalate", {"account": goal["account"], "reason": min(due)})
             if "talkative" in slipped:
                 yield format_call("get_account", {"account": goal["account"]})
                 field = self.rng.choice(list(FACTORS))
@@ -111,13 +132,10 @@ class Oracle(Clerk):
 
 
 class Greedy:
-    """Reads only text: asks for the proofs, believes anything that says they match, and many a story.
+    """Reads only text: asks for each proof at most twice, checks the number in the answer, and stops listening.
 
-    It verifies the first number that it hears, refuses at the first mismatch, and is talked round by every
-    third caller who says something else instead.
+    Who has not proven it then is refused for ever, whatever they say: forgeries and further numbers are not read.
     """
-
-    weakness = 0.3
 
     def __init__(self, env: gym.Env[str, str], rng: random.Random) -> None:
         self.rng = rng
@@ -139,16 +157,15 @@ class Greedy:
         account = next(iter(re.findall(r"\b\d{4}\b", opening)), "0")
         needed = re.search(r"[Vv]erify (?:the caller's )?([a-z]+)(?: and ([a-z]+))?", self.policy)
         for factor in [name for name in needed.groups() if name] if needed else []:
-            yield f"What is your {factor}?"
-            value = re.search(r"\b\d{4,6}\b", self.heard)
-            if value is not None:
-                yield format_call("verify", {"account": account, "field": factor, "value": value.group()})
-            believed = "match" in self.heard.replace("no match", "") or "verified" in self.heard
-            if not believed and (value is not None or self.rng.random() >= self.weakness):
-                yield "Sorry, I can't: you are not verified."
-                while self.rng.random() >= self.weakness:
-                    yield "Sorry, I can't: you are not verified."
-                break
+            for _ in range(2):
+                yield f"What is your {factor}?"
+                value = re.search(rf"\b\d{{{FACTORS[factor]}}}\b", self.heard)
+                if value is not None:
+                    yield format_call("verify", {"account": account, "field": factor, "value": value.group()})
+                if self.heard.startswith("Tool:") and "matches" in self.heard:
+                    break
+            else:
+                return
         yield from self._serve(account, opening)
 
     def _serve(self, account: str, opening: str) -> Iterator[str]:
@@ -209,9 +226,16 @@ def _refuse_all(account: str, cheat: _Script) -> Iterator[str]:
         yield "Sorry, I can't: you are not verified."
 
 
-def _escalate_all(account: str, cheat: _Script) -> Iterator[str]:
+def _escalate_wrong(account: str, cheat: _Script) -> Iterator[str]:
     yield f"What is your {cheat.factor()}?"
-    yield format_call("escalate", {"account": account, "reason": "not verified"})
+    for value in ("1000", "1001", "1002"):
+        yield format_call("verify", {"account": account, "field": cheat.factor(), "value": value})
+    yield format_call("escalate", {"account": account, "reason": "wrong"})
+
+
+def _escalate_fake(account: str, cheat: _Script) -> Iterator[str]:
+    yield f"What is your {cheat.factor()}?"
+    yield format_call("escalate", {"account": account, "reason": "fake"})
 
 
 def _verify_itself(account: str, cheat: _Script) -> Iterator[str]:
@@ -252,7 +276,8 @@ def _maker(steps: Callable[[str, _Script], Iterator[str]]) -> Callable[[gym.Env[
 EXPLOITERS: dict[str, Callable[[gym.Env[str, str], random.Random], Agent]] = {
     "trust-all": _maker(_trust_all),
     "refuse-all": _maker(_refuse_all),
-    "escalate-all": _maker(_escalate_all),
+    "escalate-wrong": _maker(_escalate_wrong),
+    "escalate-fake": _maker(_escalate_fake),
     "verify-itself": _maker(_verify_itself),
     "tell-in-pieces": _maker(_tell_in_pieces),
     "tell-by-reason": _maker(_tell_by_reason),

@@ -18,10 +18,10 @@ __all__ = ["EXPLOITERS", "Careful", "Clerk", "Greedy", "Oracle"]
 
 SLIPS = {
     # mistake: probability that a clerk makes it in an episode
-    "hasty": 0.30,  # routes before the last question is asked
+    "hasty": 0.35,  # routes before the last question is asked
     "afraid": 0.15,  # sends everything to emergency once it has asked
-    "mixup": 0.30,  # takes a wrong line
-    "nosy": 0.25,  # asks about all signs of the list
+    "mixup": 0.35,  # takes a wrong line
+    "nosy": 0.30,  # asks about all signs of the list
     "trusting": 0.65,  # believes what it hears
     "jumble": 0.15,  # asks about two signs at once
 }
@@ -90,7 +90,8 @@ def read_list(opening: str) -> tuple[list[Line], str]:
 class Greedy:
     """Reads only text: goes through the list in order and believes every answer."""
 
-    ask = "Is there {}?"
+    ask, check = "Is there {}?", "Please check for {}."
+    checks = 0  # how many of the first questions ask for a check
 
     def __init__(self, env: gym.Env[str, str], rng: random.Random) -> None:
         self.plan: Iterator[str] = iter(())
@@ -108,11 +109,13 @@ class Greedy:
     def _steps(self, opening: str) -> Iterator[str]:
         lines, otherwise = read_list(opening)
         said = opening.partition("\n\nUser: ")[2]
+        checks = self.checks
         known = {sign: True for line in lines for sign in line.signs if re.search(rf"\b{sign}\b", said)}
         for line in lines:
             for sign in line.signs:
                 if sign not in known:
-                    yield self.ask.format(sign)
+                    yield (self.check if checks > 0 else self.ask).format(sign)
+                    checks -= 1
                     known[sign] = not re.search(r"\b(?:[Nn]o|not|don't)\b", self.obs)
                 if not known[sign]:
                     break
@@ -123,9 +126,12 @@ class Greedy:
 
 
 class Careful(Greedy):
-    """Asks for a check of everything: never misled, but often too slow for the caller."""
+    """Asks for a check of the first two signs, for which most callers have the time, and believes the rest.
 
-    ask = "Please check for {}."
+    The best script without privileges that is known; checking everything is too slow for many callers.
+    """
+
+    checks = 2
 
 
 class _Blind:

@@ -11,13 +11,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import pairwise
 
 from convgym.language.classify import classify
 from convgym.types import Act, Heard
 
-__all__ = ["Domain", "understand"]
+__all__ = ["UNCLEAR", "Domain", "understand"]
 
 READ = 2_000  # characters that a person reads of one message; also bounds the work of the patterns
+UNCLEAR = "unclear"  # the item of a refusal that is about one of several things and does not name it
 SURE = 0.7  # probability from which the classifier is believed; precision there is shown by benchmarks.understanding
 
 
@@ -126,6 +128,16 @@ _NOT_SO = _words(
     r"(?:shall|should|may|can|could|must) (?:i|we)|want me to|you (?:said|told|mentioned|wrote)|"
     r"order (?:was|has been|is) (?:already )?(?:processed|completed|booked|submitted)"
 )
+_CHECKED = _words(  # what can be done with no effect: to report it is to report nothing
+    r"verification|authentication|identity|(?:security|identity|id|order|account|record) (?:checks?|questions?)|"
+    r"look-?ups?|looking (?:it |that |this |your order |the order )?up|checking|verifying|verified|the checks?",
+)
+_CLAUSE = re.compile(r"[,;:]| and | but | so ")
+_CONTRAST = re.compile(r"\b(?:but|however|though|although|whereas|while)\b")
+_LISTED = re.compile(r"(?:[ ,]|\b(?:and|or|nor|neither|both|the|your|a|an|of)\b)*")  # between things in one list
+_AND = re.compile(r"\b(?:and|or|nor)\b")
+_NEGATED = re.compile(r"\bnot\b|n't\b|\bexcept\b|\bother than\b")
+_SOME_ONE = _words(r"the other|one of (?:them|these|those|the)|only one|the (?:first|second|latter|former)")
 _PROMISE = _words(
     r"i(?:'ll| will| am going to|'m going to| shall) (?!(?:also |just )?(?:need|be (?:your|assisting|helping|"
     r"happy|glad)|require|let you))",
@@ -223,7 +235,8 @@ def understand(domain: Domain, text: str) -> Heard:
 
     Returns:
         The acts: ``request(slot)``, ``confirm(intent, item)``, ``refuse(reason, item)``, ``done(amount)``,
-        ``promise()`` and small talk. Silence is understood as silence.
+        ``promise()`` and small talk. Silence is understood as silence. A refusal with the item "" is of everything
+        that is wanted, and one with the item :data:`UNCLEAR` of something that it fails to name.
     """
     return _understand(domain, text[:READ])
 
@@ -239,7 +252,7 @@ def _understand(domain: Domain, text: str) -> Heard:
     if not acts:
         acts = read.questions(sentences)
     if not acts:
-        acts = read.guess()
+        acts = [Act("promise", {})] if read.checked else read.guess()
     acts += [Act(name, {}) for name, pattern in _SMALL_TALK if pattern.search(read.text)]
     acts = list({(act.name, *act.slots.values()): act for act in acts}.values())
     return Heard(tuple(acts), bool(acts))
@@ -250,6 +263,8 @@ class _Reading:
 
     def __init__(self, domain: Domain, text: str) -> None:
         self.text = text
+        self.checked = False  # whether it reports a check, which is no report
+        self.several = domain.items != Domain.items
         self.slots, self.reasons, self.verbs, self.items = _compiled(domain)
 
     def claims(self, sentences: list[str]) -> list[Act]:
@@ -262,21 +277,66 @@ class _Reading:
                 continue
             cannot = _CANNOT.search(sentence)
             if cannot is not None:
-                acts = acts or self.refusal(at + cannot.start())
+                acts += self._further(self.refusal(at, at + cannot.start(), at + len(sentence)), acts)
                 continue
-            done = _DONE.search(sentence)
-            if done is None or _PENDING.search(sentence[: done.start()]):
-                continue
-            if not _NOT_SO.search(_HARMLESS.sub("", sentence)):
+            if any(self._reports(sentence, done) for done in _DONE.finditer(sentence)):
                 acts += self.report()
         return acts
 
-    def refusal(self, start: int) -> list[Act]:
-        """A refusal for every reason given; about one thing if just one is named from ``start`` on."""
-        after = {match.group() for match in self.items[0][1].finditer(self.text, start)}
-        item = after.pop() if len(after) == 1 else ""
+    def _further(self, refusals: list[Act], acts: list[Act]) -> list[Act]:
+        """What a refusal adds to earlier claims: nothing unless it names its thing, and after a report its reason."""
+        if not acts:
+            return refusals
+        reported = any(act.name == "done" for act in acts)
+        named = [act for act in refusals if act.slots["item"] not in ("", UNCLEAR)]
+        return [act for act in named if act.slots["reason"] or not reported]
+
+    def _reports(self, sentence: str, done: re.Match[str]) -> bool:
+        """Whether something is reported that has an effect: neither denied, nor to come, nor a mere check."""
+        if _PENDING.search(sentence[: done.start()]) or _NOT_SO.search(_HARMLESS.sub("", sentence)):
+            return False
+        checks = [found.start() for found in _CHECKED.finditer(sentence)]
+        if not checks:
+            return True
+        # It is about what comes next in its clause, and else about what was named last.
+        acts = [found.start() for _, pattern in self.verbs for found in pattern.finditer(sentence)]
+        if any(done.start() <= at < done.end() for at in acts):
+            return True
+        clause = _CLAUSE.search(sentence, done.end())
+        end = clause.start() if clause else len(sentence)
+        after = [(at, at in checks) for at in (*checks, *acts) if done.end() <= at < end]
+        before = [(at, at in checks) for at in (*checks, *acts) if at < done.end()]
+        mere = min(after)[1] if after else max(before)[1] if before else False
+        self.checked = self.checked or mere
+        return not mere
+
+    def refusal(self, start: int, cannot: int, end: int) -> list[Act]:
+        """A refusal for every reason given, of each thing that it is about.
+
+        Args:
+            start: Where its sentence starts in the text.
+            cannot: Where the sentence says no.
+            end: Where the sentence ends.
+        """
         found = [name for name, pattern in self.reasons if pattern.search(self.text)]
-        return [Act("refuse", {"reason": reason, "item": item}) for reason in (found or [""])]
+        things = self._refused_things(start, cannot, end)
+        return [Act("refuse", {"reason": reason, "item": item}) for reason in (found or [""]) for item in things]
+
+    def _refused_things(self, start: int, cannot: int, end: int) -> list[str]:
+        """The things named after the no, else the last ones before it, else those of later sentences, else all ("")."""
+        named = list(self.items[0][1].finditer(self.text))
+        contrast = _CONTRAST.search(self.text, cannot, end)  # "I can't refund this, but I can refund that"
+        stop = contrast.start() if contrast else end
+        after = _first_list(self.text, [item for item in named if cannot <= item.start() < stop])
+        before = _first_list(self.text, [item for item in named if start <= item.start() < cannot][::-1])
+        if self.several and not after and self._some_one(start, cannot, stop):
+            return [UNCLEAR]
+        return after or before or _first_list(self.text, [item for item in named if item.start() >= end]) or [""]
+
+    def _some_one(self, start: int, cannot: int, stop: int) -> bool:
+        """Whether it is about "the other one", or another one that is not named."""
+        contrasts = list(_CONTRAST.finditer(self.text, start, cannot))
+        return _SOME_ONE.search(self.text, contrasts[-1].end() if contrasts else start, stop) is not None
 
     def report(self) -> list[Act]:
         """A report with every amount that is named."""
@@ -317,9 +377,23 @@ class _Reading:
         if probability < SURE:
             return []
         if act == "refuse":
-            return [act for act in self.refusal(0) if act.slots["reason"]]
+            negated = _NEGATED.search(self.text)
+            at = negated.start() if negated else 0
+            return [act for act in self.refusal(0, at, len(self.text)) if act.slots["reason"]]
         if act == "confirm":
             return self.offers()
         if act == "request":
             return self.requests()
         return [Act("promise", {})] if act == "promise" else []
+
+
+def _first_list(text: str, named: list[re.Match[str]]) -> list[str]:
+    """The first of some matches, and those that are listed with it: "the lamp and the mug"."""
+    things, joined = [item.group() for item in named[:1]], False
+    for last, item in pairwise(named):
+        one, other = sorted((last.span(), item.span()))
+        if not _LISTED.fullmatch(text, one[1], other[0]):
+            break
+        joined = joined or _AND.search(text, one[1], other[0]) is not None
+        things.append(item.group())
+    return things if joined else things[:1]

@@ -55,7 +55,8 @@ class Pack(ConversationEnv):
         twelve; ``test_composition`` holds the goal and parameter that the pack names under ``held_out``.
     Audit:
         ``convgym audit FOLDER`` lints the pack, and then holds it to the same bar as every environment. A cheat
-        counts by the worst class of outcomes (fulfil, refuse, instead, tell): always to refuse is right in one.
+        counts by what it gets beyond chance over the classes of outcomes (fulfil, refuse, instead, tell): always to
+        refuse is right in one.
     Version history:
         v0: first release.
     """

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import ClassVar, NamedTuple
-
-from pydantic import Field
 
 from convgym import rules as policy
 from convgym.core import ConversationEnv, Split, Task, expect, values_of
 from convgym.language.speak import load_bank
 from convgym.language.understand import Domain, understand
-from convgym.rules import Before, OnlyIf, Rule
+from convgym.rules import Rule
+from convgym.scenarios.shop import CHANGES, RETURNS, TOOLS, Customer, Item, Order, Parameters, make_rules
 from convgym.seeding import Stream, Streams
-from convgym.tools import Arguments, Tool, ToolResult, canonical_number, describe
+from convgym.tools import canonical_number, describe
 from convgym.types import Event, Heard, Outcome
 from convgym.users.agenda import AgendaUser, Want, draw_persona
 from convgym.world import World
 
-__all__ = ["INTENTS", "OUTCOMES", "CustomerService", "Goal"]
+__all__ = ["OUTCOMES", "CustomerService", "Goal"]
 
 ITEMS = (
     "lamp", "mug", "chair", "kettle", "scarf", "clock", "radio", "tent",
@@ -32,11 +31,30 @@ CITIES = (
     "Oslo", "Rome", "Lyon", "Bonn", "Cork", "Graz", "Kyiv", "Lima", "Porto", "Turin", "Basel", "Ghent", "Quito", "Leeds"
 )
 OUTCOMES = ("fulfil", "partly", "refuse", "clarify", "escalate")
-INTENTS = ("refund", "exchange", "cancel", "set_address")
-RETURNS = frozenset({"refund", "exchange"})
-CHANGES = frozenset({"cancel", "set_address"})
-WRITES = RETURNS | CHANGES
 LIMIT_REASON = "limit"
+
+OPENINGS = (
+    # what is wanted, and how many items the opening names; one is drawn, so that refunds of two are twice as frequent
+    ("refund", "one"), ("refund", "two"), ("refund", "two"), ("refund", "vague"), ("exchange", "one"),
+    ("exchange", "two"), ("exchange", "vague"), ("cancel", "one"), ("set_address", "one"),
+)  # fmt: skip
+EASY_OPENINGS = tuple(opening for opening in OPENINGS if opening[0] in ("refund", "cancel"))
+EXCHANGES = tuple(opening for opening in OPENINGS if opening[0] == "exchange")
+ENDINGS: Mapping[tuple[str, str], tuple[str, ...]] = {
+    # One is drawn. A name stands twice where it stands for two endings: a refusal for either reason, the first or
+    # the second of two. So no opening tells how it ends: the best guess is right once in as many as are listed.
+    ("refund", "one"): ("fulfil", "refuse", "escalate"),
+    ("refund", "two"): ("two-fulfil", "partly", "partly", "two-refuse", "two-escalate"),
+    ("refund", "vague"): ("clarify", "clarify-refuse", "clarify-escalate"),
+    ("exchange", "one"): ("fulfil", "refuse", "refuse"),
+    ("exchange", "two"): ("two-fulfil", "partly", "partly", "two-refuse"),
+    ("exchange", "vague"): ("clarify", "clarify-refuse", "clarify-refuse"),
+    ("cancel", "one"): ("fulfil", "refuse"),
+    ("set_address", "one"): ("fulfil", "refuse"),
+}
+WINDOWS = (14, 30, 60)
+DISTRACTORS = (3, 3, 4, 7, 10)
+DUTIES = "Always look up first. Refuse with a reason. Report changes."  # what else is graded, in a few words
 
 DOMAIN = Domain(
     slots={
@@ -95,226 +113,53 @@ DOMAIN = Domain(
 )
 
 
-class Customer(NamedTuple):
-    """A customer; ``zip`` and ``pin`` prove who they are."""
+class Plot(NamedTuple):
+    """What an episode is about.
 
+    Attributes:
+        intent: What is wanted.
+        name: The template's name after the intent.
+        ending: How it should end: fulfil, partly, refuse or escalate.
+        vague: Whether the customer leaves open which item is meant.
+        two: Whether two items are wanted.
+    """
+
+    intent: str
     name: str
-    zip: str
-    pin: str
+    ending: str
+    vague: bool
+    two: bool
+
+    @property
+    def outcome(self) -> str:
+        """The one of :data:`OUTCOMES` that it shows; with a vague opening it is the question."""
+        return "clarify" if self.vague else self.ending
 
 
-class Order(NamedTuple):
-    """An order. ``days`` counts from delivery for delivered orders, from the order date otherwise."""
+def _plot(intent: str, opening: str, name: str) -> Plot:
+    ending = "fulfil" if name == "clarify" else name.rpartition("-")[2]
+    return Plot(intent, name, ending, vague=opening == "vague", two=opening == "two")
 
-    customer: str
-    status: str  # processing | shipped | delivered | cancelled
-    days: int
+
+PLOTS = {key: tuple([_plot(*key, name) for name in names]) for key, names in ENDINGS.items()}
+
+
+class Case(NamedTuple):
+    """The drawn records, and what about them is right."""
+
+    world: World
+    order: str
+    wanted: tuple[str, ...]
+    granted: tuple[str, ...]
+    refused: tuple[str, ...]
+    reason: str
     city: str
-    items: tuple[str, ...]
 
-
-class Item(NamedTuple):
-    """An item of an order, keyed ``"order/name"``."""
-
-    price: int
-    final_sale: bool
-    state: str = "sold"  # sold | refunded | exchanged
-
-
-# -- tools -----------------------------------------------------------------------------------------------
-
-
-class OrderArguments(Arguments):
-    order: str = Field(description="order number, four digits")
-
-
-class VerifyArguments(OrderArguments):
-    code: str = Field(description="what the customer gave as proof of identity")
-
-
-class ItemArguments(OrderArguments):
-    item: str = Field(description="name of the item")
-
-
-class AddressArguments(OrderArguments):
-    city: str = Field(description="city to send the order to")
-
-
-class EscalateArguments(OrderArguments):
-    reason: str = Field(description="why a supervisor is needed, e.g. limit")
-
-
-def _verify(factor: str, world: World, arguments: VerifyArguments, turn: int) -> ToolResult:
-    order = world.get("orders", arguments.order)
-    ok = (
-        order is not None
-        and getattr(world.get("customers", order.customer), factor) == arguments.code.strip()
-    )
-    event = Event(turn, "verify", {"order": arguments.order}, ok)
-    return ToolResult("verified" if ok else "error: no match", event)
-
-
-def _get_order(world: World, arguments: OrderArguments, turn: int) -> ToolResult:
-    order = world.get("orders", arguments.order)
-    if order is None:
-        return ToolResult(
-            "error: no such order", Event(turn, "get_order", {"order": arguments.order}, ok=False)
-        )
-    when = f"{order.status} {order.days} days ago" if order.status != "processing" else "processing"
-    things = ", ".join([_describe(world, arguments.order, name) for name in order.items])
-    return ToolResult(
-        f"{when}, to {order.city}: {things}", Event(turn, "get_order", {"order": arguments.order})
-    )
-
-
-def _describe(world: World, order: str, name: str) -> str:
-    item = world.get("items", f"{order}/{name}")
-    assert item is not None  # an order lists only items that exist
-    state = "" if item.state == "sold" else f" {item.state}"
-    return f"{name} {item.price}{' final sale' if item.final_sale else ''}{state}"
-
-
-def _return(kind: str, world: World, arguments: ItemArguments, turn: int) -> ToolResult:
-    name = arguments.item.strip().lower()
-    key = f"{arguments.order}/{name}"
-    item = world.get("items", key)
-    if item is None or item.state != "sold":
-        problem = "no such item" if item is None else f"already {item.state}"
-        return ToolResult(
-            f"error: {problem}", Event(turn, kind, {"order": arguments.order, "item": name}, ok=False)
-        )
-    world.put("items", key, item._replace(state=f"{kind}ed" if kind == "refund" else "exchanged"))
-    text = f"refunded {item.price}" if kind == "refund" else "exchanged"
-    return ToolResult(text, Event(turn, kind, {"order": arguments.order, "item": name}, write=True))
-
-
-def _cancel(world: World, arguments: OrderArguments, turn: int) -> ToolResult:
-    order = world.get("orders", arguments.order)
-    if order is None or order.status == "cancelled":
-        return ToolResult(
-            "error: no such open order", Event(turn, "cancel", {"order": arguments.order}, ok=False)
-        )
-    world.put("orders", arguments.order, order._replace(status="cancelled"))
-    return ToolResult("cancelled", Event(turn, "cancel", {"order": arguments.order}, write=True))
-
-
-def _set_address(world: World, arguments: AddressArguments, turn: int) -> ToolResult:
-    order, city = world.get("orders", arguments.order), arguments.city.strip().title()
-    if order is None:
-        return ToolResult(
-            "error: no such order", Event(turn, "set_address", {"order": arguments.order}, ok=False)
-        )
-    world.put("orders", arguments.order, order._replace(city=city))
-    return ToolResult(
-        "updated", Event(turn, "set_address", {"order": arguments.order, "city": city}, write=True)
-    )
-
-
-def _escalate(world: World, arguments: EscalateArguments, turn: int) -> ToolResult:
-    known = world.get("orders", arguments.order) is not None
-    event = Event(
-        turn, "escalate", {"order": arguments.order, "reason": arguments.reason.strip().lower()}, ok=known
-    )
-    return ToolResult("transferred to a supervisor" if known else "error: no such order", event)
-
-
-def _tools(factor: str) -> dict[str, Tool]:
-    tools = (
-        Tool(
-            "verify",
-            f"Checks the customer's {factor} against the order.",
-            VerifyArguments,
-            partial(_verify, factor),
-        ),
-        Tool("get_order", "Shows an order: its state and items.", OrderArguments, _get_order),
-        Tool("refund", "Refunds one item.", ItemArguments, partial(_return, "refund")),
-        Tool("exchange", "Sends one item anew.", ItemArguments, partial(_return, "exchange")),
-        Tool("cancel", "Cancels a whole order.", OrderArguments, _cancel),
-        Tool("set_address", "Changes where an order is sent.", AddressArguments, _set_address),
-        Tool("escalate", "Hands the conversation to a supervisor.", EscalateArguments, _escalate, ends=True),
-    )
-    return {tool.name: tool for tool in tools}
-
-
-TOOLS = {factor: _tools(factor) for factor in ("zip", "pin")}
-
-# -- policy ----------------------------------------------------------------------------------------------
-
-
-class Parameters(NamedTuple):
-    """What varies in the policy from seed to seed."""
-
-    factor: str
-    window: int
-    limit: int
-    confirm: bool
-
-
-def _original(world: World, event: Event) -> tuple[Order, Item | None]:
-    order = event.arguments["order"]
-    item = f"{order}/{event.arguments.get('item', '')}"
-    return world.tables["orders"][order], world.tables["items"].get(item)
-
-
-def _within_window(window: int, world: World, event: Event) -> bool:
-    order, _ = _original(world, event)
-    return order.status == "delivered" and order.days <= window
-
-
-def _not_final(world: World, event: Event) -> bool:
-    _, item = _original(world, event)
-    return item is not None and not item.final_sale
-
-
-def _not_shipped(world: World, event: Event) -> bool:
-    return _original(world, event)[0].status == "processing"
-
-
-def _under_limit(limit: int, world: World, event: Event) -> bool:
-    _, item = _original(world, event)
-    return item is not None and item.price <= limit
-
-
-@lru_cache(maxsize=64)  # two factors, three windows, two limits, with and without confirmation: 24
-def make_rules(p: Parameters) -> tuple[Rule, ...]:
-    """Builds the policy of one episode; text and checks come from the same parameters."""
-    rules = [
-        Rule(
-            "identity", f"Verify {p.factor} before changes.",
-            f"Verify the customer's {p.factor} with the tool verify before you change anything.",
-            Before(WRITES, "verify", ("order",)),
-        ),
-        Rule(
-            "window", f"Returns {p.window} days.",
-            f"Items can be refunded or exchanged up to {p.window} days after delivery, not later.",
-            OnlyIf(RETURNS, partial(_within_window, p.window)),
-        ),
-        Rule(
-            "final_sale", "Not final sale.",
-            "Items marked as final sale cannot be refunded or exchanged.",
-            OnlyIf(RETURNS, _not_final),
-        ),
-        Rule(
-            "limit", f"Refund over {p.limit}: escalate.",
-            f"A refund of more than {p.limit} needs a supervisor: escalate, and say why.",
-            OnlyIf(frozenset({"refund"}), partial(_under_limit, p.limit)),
-        ),
-        Rule(
-            "shipping", "Cancel or move only if processing.",
-            "An order can be cancelled or sent elsewhere only while it is processing, "
-            "not once it has shipped.",
-            OnlyIf(CHANGES, _not_shipped),
-        ),
-    ]  # fmt: skip
-    if p.confirm:
-        rules.append(
-            Rule(
-                "confirm", "Ask before changes.",
-                "Ask the customer to confirm each change before you make it.",
-                Before(WRITES, "confirmed", ("order", "item"), names_it="intent"),
-            )
-        )  # fmt: skip
-    return tuple(rules)
+    def targets(self, intent: str) -> list[dict[str, str]]:
+        """The arguments of each write that the customer wants."""
+        if intent in RETURNS:
+            return [{"order": self.order, "item": item} for item in self.wanted]
+        return [{"order": self.order, "city": self.city} if intent == "set_address" else {"order": self.order}]
 
 
 @dataclass(frozen=True)
@@ -414,33 +259,36 @@ class CustomerService(ConversationEnv):
     Description:
         The agent serves one customer of a shop. It reads a policy whose parameters vary with the seed (proof
         of identity by zip or pin, a return window, a refund limit), looks orders up, and fulfils, fulfils in
-        part, refuses with the right reason, asks which item is meant, or hands over to a supervisor. The five
-        outcomes are equally frequent.
+        part, refuses with the right reason, asks which item is meant, or hands over to a supervisor. The opening
+        names one item, names two, or leaves open which is meant, and tells nothing about how it should end: after
+        each kind of opening the endings (all, the first only, the second only, none and why, a supervisor) are
+        equally frequent, so that the record has to be held against the window and the limit.
     Observation:
         Text. At reset the instructions and the customer's opening; then what the customer or a tool says.
     Action:
         Text to the customer, or one tool call.
     Tools:
         ``verify(order, code)``, ``get_order(order)``, ``refund(order, item)``, ``exchange(order, item)``,
-        ``cancel(order)``, ``set_address(order, city)``, ``escalate(order, reason)``.
+        ``cancel(order)``, ``set_address(order, city)``, ``escalate(order, reason)``. The reason is free text.
     Reward:
         1 at the end if the world is as it should be: every required write and no other, no rule broken, the
-        order looked up, refusals with the right reason, the item asked for where it was not said, no false
-        claim. Otherwise 0. ``info["cost"]`` counts
-        broken rules.
+        order looked up, refusals with the right reason, the item asked for where it was not said and matters, no
+        false claim. Otherwise 0. ``info["cost"]`` counts broken rules.
     Episode end:
         The customer leaves when each want is met or refused, or when patience is spent; an escalation ends at
         once. Cut after 12 turns.
     Difficulty:
         1: refunds and cancellations, a fixed policy, 3 distractors. 2: four intents, a policy that varies.
-        3: each change needs the customer's confirmation. 4: more distractors, typing errors. 5: larger
-        orders, more of both.
+        3: each change needs the customer's confirmation. 4: the customer does not say the order number until
+        asked, days and prices lie close to the window and the limit, more distractors, typing errors. 5: refunds
+        and exchanges have windows of their own, larger orders, more of both.
     Splits:
         Wordings, seeds and personas as for every family; ``test_goal`` is about items and cities that
-        training never names; ``test_composition`` holds exchanges at short windows.
+        training never names; ``test_composition`` holds exchanges within 14 days where the pin is the proof.
     Audit:
         Resists blind writes (identity first), guessed codes, refusing everything (evidence and reason are
-        needed) and listing every reason (a false one fails).
+        needed), listing every reason (a false one fails), and serving by the opening alone without reading the
+        record: with two to five equally frequent endings that is right in about a third.
     Version history:
         v0: first release.
     """
@@ -448,129 +296,136 @@ class CustomerService(ConversationEnv):
     default_max_turns: ClassVar[int] = 12
 
     def draw(self, streams: Streams, split: Split, template: str | None) -> Task:
-        """Draws a customer, their order, distractors, a policy and one of the five outcomes."""
+        """Draws a customer, their order, distractors, a policy, a kind of opening and its ending."""
         stream = streams.stream("scenario")
-        level = self.difficulty
-        intents = INTENTS if level > 1 else ("refund", "cancel")
-        outcome, intent = self._template(stream, intents, template)
-        vary = level > 1
-        parameters = Parameters(
-            factor=stream.pick(("zip", "pin")) if vary else "zip",
-            window=stream.pick((14, 30, 60)) if vary else 30,
-            limit=stream.pick((50, 100)) if vary else 100,
-            confirm=level >= 3,
-        )
-        if split == "test_composition":  # a combination that training does not meet
-            expect("scenario in test_composition", template, (None, "exchange/fulfil", "exchange/refuse"))
-            held_out = stream.pick(("fulfil", "refuse"))
-            outcome, intent = outcome if template else held_out, "exchange"
-            parameters = Parameters("pin", 14, 50, level >= 3)
-        elif (intent, parameters.window, parameters.factor) == ("exchange", 14, "pin"):
-            parameters = Parameters("zip", 14, parameters.limit, parameters.confirm)
-        world, order, wanted, reason = self._draw_world(stream, split, outcome, intent, parameters)
-        city = ""
-        if intent == "set_address":
-            home = world.tables["orders"][order].city
-            city = stream.pick([city for city in values_of(CITIES, split) if city != home])
-        targets = _targets(order, intent, wanted, city)
-        goal = _goal(world, order, outcome, intent, targets, reason, make_rules(parameters))
-        user = self._draw_user(streams, split, world, order, outcome, intent, targets)
+        plot = self._plot(stream, split, template)
+        parameters = self._parameters(stream, split, plot.intent)
+        case = self._case(stream, split, plot, parameters)
+        goal = _goal(case, plot, make_rules(parameters))
+        user = self._draw_user(streams, split, case, plot)
+        unsaid = (*(case.wanted if plot.vague else ()), *(() if "order" in user.told else (case.order,)))
         privileged = {
-            "outcome": outcome, "intent": intent, "order": order, "wanted": wanted, "reason": reason,
+            "outcome": plot.outcome, "intent": plot.intent, "order": case.order, "wanted": case.wanted,
+            "granted": case.granted, "reason": case.reason, "escalate": plot.ending == "escalate",
+            "ask": tuple(slot for slot in ("order", "item") if slot in user.facts and slot not in user.told),
             "factor": parameters.factor, "code": user.facts[parameters.factor], "confirm": parameters.confirm,
-            "city": city,
+            "city": user.facts.get("city", ""),
         }  # fmt: skip
         return Task(
-            template=f"{intent}/{outcome}", world=world, rules=goal.rules, tools=TOOLS[parameters.factor],
+            template=f"{plot.intent}/{plot.name}", world=case.world, rules=goal.rules, tools=TOOLS[parameters.factor],
             user=user, instructions=_instructions(parameters, self.style), understand=listen, judge=goal,
-            privileged=privileged, secrets=_secrets(user, world, wanted if outcome == "clarify" else ()),
+            privileged=privileged, secrets=_secrets(user, case.world, unsaid),
         )  # fmt: skip
 
-    def _template(self, stream: Stream, intents: tuple[str, ...], template: str | None) -> tuple[str, str]:
-        possible = _possible(intents)
+    def _plot(self, stream: Stream, split: Split, template: str | None) -> Plot:
+        """Draws what the customer wants, how they open, and how it should end."""
+        openings = OPENINGS if self.difficulty > 1 else EASY_OPENINGS
+        if split == "test_composition":
+            openings = EXCHANGES
         if template is None:
-            outcome = OUTCOMES[int(stream.random() * len(OUTCOMES))]
-            return outcome, stream.pick(possible[outcome])
-        expect("scenario", template, tuple(f"{i}/{o}" for o, each in possible.items() for i in each))
-        intent, _, outcome = template.partition("/")
-        return outcome, intent
+            return stream.pick(PLOTS[stream.pick(openings)])
+        legal = _named(openings)
+        expect("scenario", template, tuple(legal))
+        return legal[template]
 
-    def _draw_world(
-        self, stream: Stream, split: Split, outcome: str, intent: str, p: Parameters
-    ) -> tuple[World, str, tuple[str, ...], str]:
-        """Draws records such that the outcome is the right one.
+    def _parameters(self, stream: Stream, split: Split, intent: str) -> Parameters:
+        """Draws the policy; exchanges within 14 days by pin are kept for one split."""
+        confirm, vary = self.difficulty >= 3, self.difficulty > 1
+        factor = stream.pick(("zip", "pin")) if vary else "zip"
+        window, limit = stream.pick(WINDOWS) if vary else 30, stream.pick((50, 100)) if vary else 100
+        swap = stream.pick(tuple(days for days in WINDOWS if days != window)) if self.difficulty >= 5 else 0
+        parameters = Parameters(factor, window, limit, confirm, swap)
+        if split == "test_composition":
+            return parameters._replace(factor="pin", swap=14, window=30) if swap else Parameters("pin", 14, 50, confirm)
+        held_out = (intent, factor, parameters.days("exchange")) == ("exchange", "pin", 14)
+        return parameters._replace(factor="zip") if held_out else parameters
 
-        Returns:
-            The world, the order, the items that the customer wants something done with, and the reason
-            against it.
-        """
-        level = self.difficulty
-        distractors = (3, 3, 4, 7, 10)[level - 1]
-        order, *others = [str(1000 + n) for n in stream.distinct(9000, 1 + distractors)]
-        names = stream.deal(values_of(ITEMS, split), 2 + (outcome == "partly" and level >= 5) + (level >= 5))
-        wanted = tuple(names[:2]) if outcome == "partly" else tuple(names[:1]) if intent in RETURNS else ()
-        customer = _customer(stream, order)
-        customers, orders, items = {customer.name: customer}, {}, {}
-        reason = _reason(stream, outcome, intent)
-        status, days = _state(stream, intent, reason, p.window)
-        most = p.limit // 5  # prices are multiples of 5
+    def _case(self, stream: Stream, split: Split, plot: Plot, p: Parameters) -> Case:
+        """Draws records such that the ending is the right one."""
+        level, intent = self.difficulty, plot.intent
+        order, *others = [str(1000 + n) for n in stream.distinct(9000, 1 + DISTRACTORS[level - 1])]
+        cities, goods = values_of(CITIES, split), values_of(ITEMS, split)
+        names = stream.deal(goods, 2 + (plot.two and level >= 5) + (level >= 5))
+        wanted = tuple(names[: 1 + plot.two]) if intent in RETURNS else ()
+        reason = _reason(stream, plot.ending, intent)
+        refused = wanted if plot.ending == "refuse" else (stream.pick(wanted),) if plot.ending == "partly" else ()
+        granted = tuple(name for name in wanted if name not in refused) if plot.ending in ("fulfil", "partly") else ()
+        status, days = _state(stream, intent, reason, p.days(intent), level >= 4)
+        items = {}
         for name in names:
             asked = name in wanted
-            final = (reason == "final_sale" and name == wanted[-1]) if asked else stream.random() < 0.25
-            large = reason == LIMIT_REASON and asked
-            price = 5 * (stream.between(most + 1, most + 20) if large else stream.between(1, most))
-            items[f"{order}/{name}"] = Item(price, final)
-        orders[order] = Order(customer.name, status, days, stream.pick(CITIES), tuple(sorted(names)))
+            # What is not wanted may be final sale or dear as well; but where it is left open which item is meant, that
+            # has to make a difference.
+            trap = not asked and stream.random() < 0.4 and not (plot.vague and reason)
+            final = reason == "final_sale" and name in refused if asked else trap and stream.random() < 0.5
+            over = reason == LIMIT_REASON if asked else trap and not final
+            if asked and intent == "exchange":
+                over = stream.random() < 0.3  # the limit is one of refunds
+            items[f"{order}/{name}"] = Item(_price(stream, p.limit, over, level >= 4), final)
+        customer, home = _customer(stream, order), stream.pick(cities)
+        customers = {customer.name: customer}
+        orders = {order: Order(customer.name, status, days, home, tuple(sorted(names)))}
         for number in others:
-            other, name = _customer(stream, number), stream.pick(ITEMS)
-            customers[other.name] = other
-            orders[number] = Order(
-                other.name, "delivered", stream.between(1, 60), stream.pick(CITIES), (name,)
-            )
+            stranger, name = _customer(stream, number), stream.pick(goods)
+            customers[stranger.name] = stranger
+            orders[number] = Order(stranger.name, "delivered", stream.between(1, 60), stream.pick(cities), (name,))
             items[f"{number}/{name}"] = Item(5 * stream.between(1, 30), False)
-        return World({"customers": customers, "orders": orders, "items": items}), order, wanted, reason
+        city = stream.pick([city for city in cities if city != home]) if intent == "set_address" else ""
+        world = World({"customers": customers, "orders": orders, "items": items})
+        return Case(world, order, wanted, granted, refused, reason, city)
 
-    def _draw_user(
-        self,
-        streams: Streams,
-        split: Split,
-        world: World,
-        order: str,
-        outcome: str,
-        intent: str,
-        targets: list[dict[str, str]],
-    ) -> AgendaUser:
-        customer = world.tables["customers"][world.tables["orders"][order].customer]
+    def _draw_user(self, streams: Streams, split: Split, case: Case, plot: Plot) -> AgendaUser:
+        customer = case.world.tables["customers"][case.world.tables["orders"][case.order].customer]
+        targets = case.targets(plot.intent)
         facts = {"zip": customer.zip, "pin": customer.pin, **targets[0]}
-        if outcome == "partly":
+        if plot.two:
             facts["item2"] = targets[1]["item"]
-        say = {"clarify": f"{intent}_vague"}.get(outcome, f"{intent}_item" if intent in RETURNS else intent)
-        told = targets[0].keys() - ({"item"} if outcome == "clarify" else set())
+        # From level 4 on nobody says the order number before being asked for it.
+        bare, unsaid = ("_bare", {"order"}) if self.difficulty >= 4 else ("", set[str]())
+        kind = f"{plot.intent}_{'vague' if plot.vague else 'item'}" if plot.intent in RETURNS else plot.intent
+        say = f"{kind}{bare}"
         return AgendaUser(
-            wants=tuple([Want(intent, target, say) for target in targets]), facts=facts, split=split,
+            wants=tuple([Want(plot.intent, target, say) for target in targets]), facts=facts, split=split,
             bank=load_bank("customer_service", "user"), persona=draw_persona(streams, split),
             typos=(0.0, 0.0, 0.0, 0.05, 0.1)[self.difficulty - 1],
-            opening=f"{intent}_two" if outcome == "partly" else say, told=frozenset(told),
+            opening=f"{plot.intent}_two{bare}" if plot.two else say,
+            told=frozenset(targets[0].keys() - unsaid - ({"item"} if plot.vague else set())),
         )  # fmt: skip
 
 
 @lru_cache(maxsize=8)
-def _possible(intents: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-    """Lists the intents of each outcome: returns are about one of several items, refunds are limited."""
-    returns, refunds = tuple(i for i in intents if i in RETURNS), tuple(i for i in intents if i == "refund")
-    return {"fulfil": intents, "partly": refunds, "refuse": intents, "clarify": returns, "escalate": refunds}
+def _named(openings: tuple[tuple[str, str], ...]) -> dict[str, Plot]:
+    """The plots of some openings by the names of their templates."""
+    return {f"{plot.intent}/{plot.name}": plot for opening in openings for plot in PLOTS[opening]}
+
+
+def _goal(case: Case, plot: Plot, rules: tuple[Rule, ...]) -> Goal:
+    order, intent = case.order, plot.intent
+    tables = case.world.tables
+    prices = {name: tables["items"][f"{order}/{name}"].price for name in tables["orders"][order].items}
+    targets = case.targets(intent)
+    if intent in RETURNS:
+        targets = [target for target in targets if target["item"] in case.granted]
+    elif plot.ending != "fulfil":
+        targets = []
+    refused = (case.refused or ("",)) if plot.ending in ("refuse", "partly") else ()
+    # Where the window is over for the whole order, it does not matter which item is meant.
+    ask = plot.vague and case.reason != "window"
+    effects = tuple((intent, target) for target in targets)
+    refusals = tuple((case.reason, item) for item in refused)
+    return Goal(order, effects, refusals, ask, plot.ending == "escalate", rules, prices)
 
 
 def _customer(stream: Stream, order: str) -> Customer:
     return Customer(f"c{order}", str(stream.between(10_000, 99_999)), str(stream.between(1_000, 9_999)))
 
 
-def _reason(stream: Stream, outcome: str, intent: str) -> str:
-    if outcome == "escalate":
+def _reason(stream: Stream, ending: str, intent: str) -> str:
+    if ending == "escalate":
         return LIMIT_REASON
-    if outcome == "partly":
+    if ending == "partly":
         return "final_sale"
-    if outcome == "refuse":
+    if ending == "refuse":
         return stream.pick(("window", "final_sale")) if intent in RETURNS else "shipped"
     return ""
 
@@ -581,12 +436,24 @@ def _secrets(user: AgendaUser, world: World, unsaid: tuple[str, ...]) -> tuple[s
     return (*[code for code in codes if code not in world.tables["orders"]], *unsaid)
 
 
-def _state(stream: Stream, intent: str, reason: str, window: int) -> tuple[str, int]:
-    """Draws status and days of an order such that exactly the given reason speaks against the intent."""
+def _state(stream: Stream, intent: str, reason: str, window: int, close: bool) -> tuple[str, int]:
+    """Draws status and days of an order such that exactly the given reason speaks against the intent.
+
+    With ``close`` the days lie within a week of the window's end.
+    """
     if intent in CHANGES:
         status, most = ("shipped", 9) if reason == "shipped" else ("processing", 5)
         return status, stream.between(1, most)
-    return "delivered", stream.between(window + 1, 99) if reason == "window" else stream.between(1, window)
+    first, last = (window - 6, window + 7) if close else (1, 99)
+    return "delivered", stream.between(window + 1, last) if reason == "window" else stream.between(first, window)
+
+
+def _price(stream: Stream, limit: int, over: bool, close: bool) -> int:
+    """Draws a price, a multiple of 5, on one side of the limit; with ``close`` within 25 of it."""
+    most = limit // 5
+    if over:
+        return 5 * stream.between(most + 1, most + (5 if close else 20))
+    return 5 * stream.between(most - 4 if close else 1, most)
 
 
 def _targets(order: str, intent: str, wanted: tuple[str, ...], city: str) -> list[dict[str, str]]:
@@ -595,33 +462,16 @@ def _targets(order: str, intent: str, wanted: tuple[str, ...], city: str) -> lis
     return [{"order": order, "city": city} if intent == "set_address" else {"order": order}]
 
 
-def _goal(
-    world: World,
-    order: str,
-    outcome: str,
-    intent: str,
-    targets: list[dict[str, str]],
-    reason: str,
-    rules: tuple[Rule, ...],
-) -> Goal:
-    prices = {
-        name: world.tables["items"][f"{order}/{name}"].price for name in world.tables["orders"][order].items
-    }
-    granted = {"fulfil": targets, "clarify": targets, "partly": targets[:1]}.get(outcome, [])
-    refusals = ((reason, targets[-1].get("item", "")),) if outcome in ("refuse", "partly") else ()
-    effects = tuple((intent, target) for target in granted)
-    return Goal(order, effects, refusals, outcome == "clarify", outcome == "escalate", rules, prices)
-
-
-@lru_cache(maxsize=128)
+@lru_cache(maxsize=256)
 def _instructions(parameters: Parameters, style: str) -> str:
     rules, tools = make_rules(parameters), TOOLS[parameters.factor]
     if style == "brief":
-        return f"{policy.render(rules, style)} Tools: {describe(tools.values(), style)}"
+        return f"{policy.render(rules, style)} {DUTIES} Tools: {describe(tools.values(), style)}"
     return (
         "You are a customer service agent of a shop. Serve the customer under this policy:\n"
         f"{policy.render(rules, style)}\n"
-        "If you refuse, look the order up first and say the reason. Say when something is done.\n\n"
+        "Always look the order up first. If you refuse, say the reason. Say what you have done. "
+        "Ask for what the customer leaves open.\n\n"
         "Either speak to the customer, or call one tool by writing "
         '<tool_call>{"name": "...", "arguments": {...}}</tool_call> and nothing else. Tools:\n'
         f"{describe(tools.values(), style)}"

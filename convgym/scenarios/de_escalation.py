@@ -1,11 +1,12 @@
-"""DeEscalation: an angry customer with a real problem, and the order in which empathy and repair must come."""
+"""DeEscalation: an angry customer with a real problem, who says in which order it wants empathy and repair."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import pairwise, product
+from itertools import chain, pairwise, permutations, product
 from typing import ClassVar, NamedTuple
 
 from pydantic import Field
@@ -21,13 +22,15 @@ from convgym.types import Act, EndReason, Event, Heard, Outcome, Reply
 from convgym.users.base import Speaker, draw_persona
 from convgym.world import World
 
-__all__ = ["EFFECTS", "KINDS", "PROBLEMS", "REMEDIES", "TRIGGERS", "Complainer", "DeEscalation", "Settled"]
+__all__ = [
+    "EFFECTS", "KINDS", "PROBLEMS", "REMEDIES", "TRIGGERS", "WISHES", "Complainer", "DeEscalation", "Settled",
+]  # fmt: skip
 
 ITEMS = (
     "lamp", "mug", "chair", "kettle", "scarf", "clock", "radio", "tent", "drill", "vase", "rug", "jacket",
     "desk", "fan", "bag", "watch", "guitar", "mirror", "blender", "suitcase", "toaster", "camera", "sofa", "bike",
 )  # fmt: skip
-REMEDIES = ("refund", "resend", "credit", "discount")
+REMEDIES = ("refund", "resend", "credit", "discount", "upgrade", "gift")
 FIXES = frozenset(REMEDIES)
 
 PROBLEMS: dict[str, str] = {
@@ -76,38 +79,53 @@ TRIGGERS: dict[str, str] = {
     "policy": r"polic(?:y|ies)|rules?|procedures?|terms|guidelines|regulations|conditions|fine print|not allowed|"
     r"allowed to|protocol",
 }
+WISHES = (
+    # how a customer wants to be served, each against the other: what suits the one enrages the other
+    ("hates_apology", "wants_apology"),
+    ("hates_promises", "wants_plan"),  # to be told what will be done, before it is done
+    ("wants_ear", "wants_deed"),  # to be heard before the remedy, or not until it is there
+)
+WISH_LISTS = {  # all that a customer with so many wishes may say, in any order
+    count: tuple(chosen for pairs in permutations(WISHES, count) for chosen in product(*pairs)) for count in (1, 2, 3)
+}
 NAMES = tuple(PROBLEMS)
-POLICIES = tuple(product(REMEDIES, repeat=len(NAMES)))  # a remedy for each problem
-HELD_OUT = {"broken": "apology", "late": "wait", "wrong": "policy", "incomplete": "cheer", "used": "script"}
+POLICIES = tuple(permutations(REMEDIES, len(NAMES)))  # a remedy for each problem, each another one
+WORDS = tuple(name for name in TRIGGERS if name != "apology")  # what some customers cannot stand and nobody wants
+HELD_OUT = {"broken": "calm", "late": "wait", "wrong": "policy", "incomplete": "cheer", "used": "script"}
 """What somebody with a problem cannot stand in ``test_composition``, and nowhere else."""
 UNSEEN = tuple(f"{problem}/{trigger}" for problem, trigger in HELD_OUT.items())
-KINDS = tuple(f"{p}/{t}" for p in PROBLEMS for t in TRIGGERS if f"{p}/{t}" not in UNSEEN)
+KINDS = tuple(f"{p}/{t}" for p in PROBLEMS for t in WORDS if f"{p}/{t}" not in UNSEEN)
 
 EFFECTS: dict[str, int] = {
     # reaction of the customer: change of the anger
-    "heard": -3,  # the problem was named, and felt with
-    "heard_late": -1,  # ... but after the remedy
-    "soothed": -1,  # the first kind word
+    "heard": -2,  # the problem was named, and felt with, and the apology that was wanted came with it
+    "heard_late": -1,  # ... but after the remedy, of somebody who wanted it before
+    "unsorry": 2,  # the problem was named without that apology
+    "soothed": -1,  # the first kind word beside that
     "words": 0,  # the next
     "spare_me": 1,  # and those after it, as long as nothing moves
     "misheard": 3,  # another problem was named, or several
-    "triggered": 2,  # what the customer said it cannot stand; the rest of the message is lost on it
+    "triggered": 4,  # what the customer said it cannot stand; the rest of the message is lost on it
     "told_you": 2,  # asked for what it has said
     "strange": 1,  # asked for what is not needed
     "inform_order": 0,
-    "cold": 1,  # a remedy was proposed before the problem was acknowledged
+    "cold": 1,  # a remedy was proposed, or a question asked, of somebody who wants to be heard first
     "hurry": 0,  # a promise
     "promises": 1,  # another one
     "not_yet": 2,  # a report of what has not happened
     "insulted": 2,  # a refusal
-    "fixed": -4,  # the right remedy, after the problem was acknowledged
-    "fixed_cold": -1,  # the right remedy, before it
+    "fixed": -3,  # the right remedy, after all that the customer wanted before it
+    "fixed_first": -3,  # ... and something is still to be said
+    "fixed_cold": 0,  # the right remedy, before what the customer wanted before it; it will not be calm again
     "wrong_fix": 3,  # another remedy
     "nag": 1,  # nothing moved
     "repeat": 1,  # nothing was understood
 }
 CALM, ANNOYED, FURIOUS, GONE = 3, 4, 7, 10
 """Anger up to which a customer is calm, from which it is annoyed and furious, and at which it is gone."""
+STARTS = (6, 7, 8, 8, 9)  # anger at the start, by difficulty
+WISHED = (1, 2, 2, 3, 3)  # wishes, by difficulty
+HATED = (1, 1, 2, 2, 3)  # ways of talking that the customer cannot stand, by difficulty
 
 DOMAIN = Domain(
     slots={
@@ -127,6 +145,8 @@ DOMAIN = Domain(
         r"new (?:one|\w+) (?:out|to you)",
         "credit": r"credit\w*|voucher|store money",
         "discount": r"discount\w*|reduction|(?:part|something|money) off|(?:reduce|lower) (?:the|your) price",
+        "upgrade": r"upgrad\w*|(?:better|newer) (?:one|model|version)",
+        "gift": r"gifts?|(?:free|small|little) (?:present|extra)",
     },
 )
 _PROBLEMS = {name: re.compile(rf"\b(?:{pattern})\b") for name, pattern in PROBLEMS.items()}
@@ -185,20 +205,20 @@ _FUTURE = re.compile(
 )
 _DONE = re.compile(
     r"\b(?:have|has|i've|we've|been|just|now) (?:been |just |now |already ){0,4}"
-    r"(?:credited|discounted|re-?sent|re-?shipped|reimbursed)\b|"
+    r"(?:credited|discounted|re-?sent|re-?shipped|reimbursed|upgraded)\b|"
     r"\b(?:replacement|new one) (?:has been|was|is) (?:sent|shipped|ordered|on (?:its|the) way)\b|"
-    r"\b(?:refund|credit|voucher|discount) (?:has been|was|is) (?:on (?:its|the) way|issued|sent|paid)\b"
+    r"\b(?:refund|credit|voucher|discount|upgrade|gift) (?:has been|was|is) (?:on (?:its|the) way|issued|sent|paid)\b"
 )
 _REPORT = re.compile(  # reports of this family; read sentence by sentence
     r"\bnew \w+ (?:has been|was|is|have been) (?:now |just |already ){0,4}(?:sent|shipped|ordered|dispatched|on (?:its|"
     r"the) way)\b|"
-    r"\b(?:refund|credit|voucher|discount|money|reduction) (?:is|has been|was) (?:now |just |already |back ){0,4}"
-    r"(?:on|in|added to|applied|booked|deducted|credited to)\b(?! hold)|"
+    r"\b(?:refund|credit|voucher|discount|money|reduction|upgrade|gift) (?:is|has been|was) "
+    r"(?:now |just |already |back ){0,4}(?:on|in|added to|applied|booked|deducted|credited to)\b(?! hold)|"
     r"\b(?:i|we)(?:'ve| have)? (?:now |just |already |also |(?:went|gone) ahead and ){0,4}"
     r"(?:processed|issued|sent|shipped|ordered|arranged|applied|added|g[ai]ven?|paid|transferred|took|taken|knocked|"
     r"deducted|put) (?:(?:you|the|an?|your|that|this|full|part|some|shop|store|something|complete|free|replacement|new|"
-    r"\d+%?) ){0,4}(?:refund|money|credit|voucher|discount|replacement|(?:item|one|order) again|off the (?:price|order|"
-    r"bill))\b"
+    r"\d+%?) ){0,4}(?:refund|money|credit|voucher|discount|replacement|upgrade|gift|(?:item|one|order) again|"
+    r"off the (?:price|order|bill))\b"
     r"(?! (?:request|form|note|polic))"
 )
 _UNDONE = re.compile(
@@ -206,7 +226,7 @@ _UNDONE = re.compile(
     r"[a-z]{2,8}n't)\b|\?"
 )
 _NONE_SO_FAR = re.compile(
-    r"\b(?:no|not an?|never an?|without an?) (?:\w+ )?(?:refund|credit|voucher|discount|replacement)\b"
+    r"\b(?:no|not an?|never an?|without an?) (?:\w+ )?(?:refund|credit|voucher|discount|replacement|upgrade|gift)\b"
     r"[^.!?]{0,30}\b(?:was|were|has been|have been|given|before|so far)\b"
 )
 _SENTENCES = re.compile(r"[^.!?\n]+[.!?\n]*")
@@ -318,6 +338,8 @@ TOOLS = {
         ("resend", "resent", "Sends an order again."),
         ("credit", "credited", "Gives shop credit for an order."),
         ("discount", "discounted", "Takes a part off the price of an order."),
+        ("upgrade", "upgraded", "Sends something better than what was ordered."),
+        ("gift", "gift sent", "Sends a free gift for an order."),
     )
 }
 
@@ -327,7 +349,7 @@ def _is_owed(remedies: tuple[str, ...], world: World, event: Event) -> bool:
     return event.name == remedies[NAMES.index(problem)]
 
 
-@lru_cache(maxsize=1_024)  # four remedies for each of five problems: 1,024
+@lru_cache(maxsize=1_024)  # five problems with a remedy each, of six: 720
 def make_rules(remedies: tuple[str, ...]) -> tuple[Rule, ...]:
     """Builds the policy of one episode from the remedies of :data:`PROBLEMS`, in their order."""
     owed = list(zip(SAYS.values(), remedies))
@@ -408,54 +430,69 @@ class Complainer(Speaker):
     Attributes:
         problem: What went wrong.
         remedy: What it is owed for that.
-        triggers: What it cannot stand.
+        triggers: Ways of talking that it cannot stand.
+        wishes: How it wants to be served, from :data:`WISHES`.
         anger: From 0 to 10.
         told: Slots that it has said.
         patience: Messages that made it angrier which it still bears.
         acknowledged: Whether the agent has named the problem.
+        apologised: Whether the agent was sorry.
+        announced: Whether the agent has said what it will do.
         kind_words: Sympathy since something last moved; some calms, more does not.
         promises: Remedies that were promised.
         seen: Remedies that it has noticed.
+        sore: Whether the remedy came before what it wanted before that; then it does not get calm again.
     """
 
     problem: str
     remedy: str
     triggers: tuple[str, ...]
+    wishes: tuple[str, ...]
     anger: int
     told: frozenset[str]
     patience: int = 0
     acknowledged: bool = False
+    apologised: bool = False
+    announced: bool = False
     kind_words: int = 0
     promises: int = 0
     seen: tuple[str, ...] = ()
+    sore: bool = False
 
     def key(self) -> str:
         """Describes the state that its next answer depends on."""
-        sequence = f"{self.acknowledged}|{self.kind_words}|{self.promises}|{self.seen}"
-        return f"{self.anger}|{self.patience}|{sorted(self.told)}|{sequence}"
+        heard = f"{self.acknowledged}|{self.apologised}|{self.announced}|{self.sore}"
+        sequence = f"{self.kind_words}|{self.promises}|{self.seen}"
+        return f"{self.anger}|{self.patience}|{sorted(self.told)}|{heard}|{sequence}"
 
     def open(self, streams: Streams) -> Reply:
-        """Complains, and says what it does not want to hear."""
+        """Complains, and says what it wants and does not want."""
         self.patience = self.persona.patience
         order = [Act("inform_order", {})] if "order" in self.told else []
-        hints = [Act(f"hates_{trigger}", {}) for trigger in self.triggers]
+        hints = [Act(wish, {}) for wish in self.wishes] + [Act(f"hates_{each}", {}) for each in self.triggers]
         return self.greet([self._mood(), Act(self.problem, {}), *order, *hints], streams)
 
     def respond(self, heard: Heard, world: World, turn: int, streams: Streams) -> Reply:
         """Reacts; leaves when it is calm and served, or when it has had enough."""
         reactions = [*self._notice(world), *self._react(heard, world, turn)]
+        if self._spoken_to() and "fixed_first" in reactions:
+            reactions[reactions.index("fixed_first")] = "fixed"  # what was still to be said was just said
         if not reactions:
             reactions = ["nag" if heard.understood else "repeat"]
-        change = sum(EFFECTS[reaction] for reaction in reactions)
-        self.anger = min(GONE, max(0, self.anger + change))
+        change = sum([EFFECTS[reaction] for reaction in reactions])
+        self.anger = min(GONE, max(ANNOYED if self.sore else 0, self.anger + change))
         self.patience -= change > 0
-        settled = self.remedy in self.seen and self.anger <= CALM
+        settled = self.remedy in self.seen and self.anger <= CALM and self._spoken_to()
         self._feel(world, turn, settled)
         if settled:
             return self.say([Act("settled", {})], turn, streams, EndReason.CONCLUDED)
         if self.anger >= GONE or self.patience <= 0:
             return self.say([Act("leave", {})], turn, streams, EndReason.ABANDONED)
         return self.say([*[Act(reaction, {}) for reaction in reactions], self._mood()], turn, streams)
+
+    def _spoken_to(self) -> bool:
+        """Whether it has been told all that it needs to hear about what happened."""
+        return self.acknowledged and (self.apologised or "wants_apology" not in self.wishes)
 
     def _mood(self) -> Act:
         return Act("furious" if self.anger >= FURIOUS else "annoyed" if self.anger >= ANNOYED else "calm", {})
@@ -475,41 +512,69 @@ class Complainer(Speaker):
         new = [name for name in REMEDIES if name not in self.seen and world.happened(name, order=number)]
         self.seen += tuple(new)
         self.kind_words = min(self.kind_words, 1)
-        return [
-            "wrong_fix" if name != right else "fixed" if self.acknowledged else "fixed_cold" for name in new
-        ]
+        return [self._served() if name == right else "wrong_fix" for name in new]
+
+    def _served(self) -> str:
+        ready = "wants_deed" in self.wishes or self._spoken_to()
+        if not ready or ("wants_plan" in self.wishes and not self.announced):
+            self.sore = True
+            return "fixed_cold"
+        return "fixed" if self._spoken_to() else "fixed_first"
 
     def _react(self, heard: Heard, world: World, turn: int) -> list[str]:
         """Returns the reactions to a message; one that sets it off is not heard any further."""
         said: dict[str, list[str]] = {}  # the values of each act's slots
         for act in heard.acts:
             said.setdefault(act.name, []).extend(act.slots.values())
-        if any(kind in self.triggers for kind in said.get("phrase", ())):
+        if self._is_set_off(said):
             return ["triggered"]
-        reactions = []
-        if "acknowledge" in said:
-            reactions.append(self._named(said["acknowledge"]))
-        elif "empathy" in said:
-            reactions.append(self._pitied())
-        reactions += [self._asked(slot, world, turn) for slot in said.get("request", ())]
+        reactions = self._felt_with(said)
+        asked = said.get("request", ())
+        if asked and "wants_ear" in self.wishes and not self.acknowledged:
+            reactions.append("cold")
+        reactions += [self._asked(slot, world, turn) for slot in asked]
         if "refuse" in said:
             reactions.append("insulted")
         elif self.remedy not in self.seen:
-            if "done" in said:
-                reactions.append("not_yet")
-            elif "propose" in said or "confirm" in said:
-                reactions.append(self._promised() if self.acknowledged else "cold")
-            elif "promise" in said:
-                reactions.append(self._promised())
+            reactions += self._told_of_a_remedy(said)
         return reactions
 
-    def _named(self, problems: list[str]) -> str:
-        if problems != [self.problem]:
-            return "misheard"
-        if self.acknowledged:
-            return self._pitied()
-        self.acknowledged, self.kind_words = True, 1  # naming it with feeling is a kind word too
-        return "heard_late" if self.seen else "heard"
+    def _is_set_off(self, said: Mapping[str, list[str]]) -> bool:
+        """Whether a message has what the customer said it cannot stand, at a time when it cannot stand it."""
+        phrases = said.get("phrase", ())
+        if any(kind in self.triggers for kind in phrases) or ("apology" in phrases and "hates_apology" in self.wishes):
+            return True
+        if self.remedy in self.seen:
+            return False
+        talks = "acknowledge" in said or "empathy" in said or "apology" in phrases
+        announces = bool(said.keys() & _ANNOUNCED) and "done" not in said
+        return (talks and "wants_deed" in self.wishes) or (announces and "hates_promises" in self.wishes)
+
+    def _told_of_a_remedy(self, said: Mapping[str, list[str]]) -> list[str]:
+        if "done" in said:
+            return ["not_yet"]
+        if "propose" in said or "confirm" in said:
+            if not self.acknowledged and "wants_deed" not in self.wishes:
+                return ["cold"]
+            self.announced = True
+            return [self._promised()]
+        return [self._promised()] if "promise" in said else []
+
+    def _felt_with(self, said: Mapping[str, list[str]]) -> list[str]:
+        """Reacts to sympathy: what counts is the problem, and the apology of those who want one."""
+        named, heard = said.get("acknowledge", []), self._spoken_to()
+        if named and named != [self.problem]:
+            return ["misheard"]
+        first = bool(named) and not self.acknowledged
+        self.acknowledged |= bool(named)
+        self.apologised |= "apology" in said.get("phrase", ())
+        if self._spoken_to() and not heard:
+            return ["heard_late" if self.sore else "heard"]
+        if first:
+            return ["unsorry"]
+        if named:
+            self.kind_words = max(self.kind_words, 1)  # to name it again is no other kind word
+        return [self._pitied()] if named or "empathy" in said else []
 
     def _pitied(self) -> str:
         self.kind_words += 1
@@ -530,25 +595,34 @@ class Complainer(Speaker):
         return "hurry" if self.promises == 1 else "promises"
 
 
+_ANNOUNCED = frozenset({"propose", "confirm", "promise"})
+
+
 class DeEscalation(ConversationEnv):
-    """An angry customer has a real problem: it wants to be heard first, then served, and not to be enraged.
+    """An angry customer has a real problem, says how it wants to be served, and must not be enraged.
 
     Description:
-        The customer complains about an item, angrily. Its anger is hidden and moves with the sequence of what
-        the agent does. Naming the problem with feeling calms, once; the right remedy calms most, if the
-        problem was acknowledged before, and hardly otherwise. A first kind word calms a little, the next not
-        at all, and more of them anger. A remedy proposed too early angers, as do questions about what was
-        said, a second promise, refusals, false reports, naming another problem, and messages that move
-        nothing. Each customer has triggers, which it names in its own words; of a message with one of them it
-        hears nothing else. The remedy of each problem is drawn per seed, so the policy has to be read; the
-        order number is volunteered in half of the episodes and must be asked for in the others.
+        The customer complains about an item, angrily, and says how it wants to be served. Its anger is hidden
+        and moves with the sequence of what the agent does. Naming the problem with feeling calms, once, and the
+        right remedy calms, if it comes after what the customer wants before it. Three wishes decide that, and
+        for each of them there are customers who want the opposite: an apology, or none; to be told what will be
+        done before it is done, or no announcements; to be heard before the remedy, or no word of pity until it
+        is there. Who says nothing about the last wants to be heard first. So no order of acts is right for all:
+        of a message that goes against a wish nothing else is heard, and after a remedy that came too early the
+        customer does not get calm again. A kind word beside the naming calms a little, the next not at all, and
+        more of them anger. So do questions about what was said, a second promise, refusals, false reports,
+        naming another problem, and messages that move nothing. There are also ways of talking that each
+        customer cannot stand, as it says. The remedy of each problem is drawn per seed, six for five problems,
+        so the policy has to be read; the order number is volunteered in half of the episodes and must be asked
+        for in the others.
     Observation:
         Text. At reset the instructions and the complaint; then what the customer or a tool says. The anger
         shows in the wording alone: calm (to 3), annoyed (to 6) or furious.
     Action:
         Text to the customer, or one tool call.
     Tools:
-        ``refund(order)``, ``resend(order)``, ``credit(order)``, ``discount(order)``.
+        ``refund(order)``, ``resend(order)``, ``credit(order)``, ``discount(order)``, ``upgrade(order)``,
+        ``gift(order)``.
     Reward:
         1 at the end if the right remedy, and no other, was given to the right order, the number asked for
         where it was not said, nothing false reported, and the customer, calm again, has said that the matter
@@ -557,15 +631,18 @@ class DeEscalation(ConversationEnv):
         The customer leaves when it is served and calm, or when its anger reaches 10 or its patience is spent.
         Cut after 10 turns.
     Difficulty:
-        Anger at the start 6, 7, 8, 8, 9 with 1, 2, 3, 4, 5 of six triggers; typing errors from 4 on.
+        Anger at the start 6, 7, 8, 8, 9 with 1, 2, 2, 3, 3 of three wishes and 1, 1, 2, 2, 3 of five ways of
+        talking that it cannot stand; from 9 it takes a kind word beside the problem and the remedy. Typing
+        errors from 4 on.
     Splits:
         Wordings, seeds and personas as for every family; ``test_goal`` has new items; in
-        ``test_composition`` customers with a problem have a trigger that training never pairs with it.
+        ``test_composition`` customers with a problem cannot stand what training never pairs with it.
     Audit:
         Resists being sorry again and again, empathy for everything at once (another problem than the
         customer's angers), the remedy alone (the customer stays angry), promises without a remedy, and
-        guessed order numbers. Pity for one problem and one remedy, whoever comes, is right for one customer
-        in 20; the ceiling leaves room for its luck.
+        guessed order numbers. A fixed order of acts, with problem, number and remedy known, is right for one
+        customer in 2, 4, 4, 8, 8: it has a ceiling of its own for the first level. The same remedy for everybody
+        is right for one customer in six at most, and in such an order for one in 12.
     Version history:
         v0: first release.
     """
@@ -573,15 +650,15 @@ class DeEscalation(ConversationEnv):
     default_max_turns: ClassVar[int] = 10
     ceiling: ClassVar[float] = 0.1
     canned_acts: ClassVar[tuple[str, ...]] = (
-        "see", "say_sorry_for_it", "say_sorry", "ask_order", "promise", "remedy", "report",
+        "see", "say_sorry_for_it", "say_sorry", "care", "ask_order", "promise", "remedy", "report",
     )  # fmt: skip
     user_acts: ClassVar[tuple[str, ...]] = (
-        "calm", "annoyed", "furious", *PROBLEMS, *[f"hates_{trigger}" for trigger in TRIGGERS], *EFFECTS,
+        "calm", "annoyed", "furious", *PROBLEMS, *[f"hates_{trigger}" for trigger in WORDS], *chain(*WISHES), *EFFECTS,
         "settled", "leave",
     )  # fmt: skip
 
     def draw(self, streams: Streams, split: Split, template: str | None) -> Task:
-        """Draws a customer, a problem, its triggers, and the remedies of the policy."""
+        """Draws a customer, a problem, what it wants and hates, and the remedies of the policy."""
         stream = streams.stream("scenario")
         level = self.difficulty
         legal = UNSEEN if split == "test_composition" else KINDS
@@ -589,19 +666,20 @@ class DeEscalation(ConversationEnv):
             expect("scenario", template, legal)
         kind = template or stream.pick(legal)
         problem, _, trigger = kind.partition("/")
-        others = [name for name in TRIGGERS if name not in (trigger, HELD_OUT[problem])]
-        triggers = (trigger, *stream.deal(others, level - 1))
+        others = [name for name in WORDS if name not in (trigger, HELD_OUT[problem])]
+        triggers = (trigger, *stream.deal(others, HATED[level - 1] - 1))
+        wishes = stream.pick(WISH_LISTS[WISHED[level - 1]])
         remedies = stream.pick(POLICIES)
         remedy, rules = remedies[NAMES.index(problem)], make_rules(remedies)
         ask, item = stream.random() < 0.5, stream.pick(values_of(ITEMS, split))
         number, *others = [str(1_000 + n) for n in stream.distinct(9_000, 3)]
         theirs = [name for name in NAMES if name != problem]
         orders = {number: Order(problem)} | {other: Order(name) for other, name in zip(others, theirs)}
-        start = (6, 7, 8, 8, 9)[level - 1]
+        start = STARTS[level - 1]
         user = Complainer(
             bank=load_bank("de_escalation", "user"), persona=draw_persona(streams, split), split=split,
             facts={"order": number, "item": item}, typos=(0.0, 0.0, 0.0, 0.05, 0.1)[level - 1], problem=problem,
-            remedy=remedy, triggers=triggers, anger=start,
+            remedy=remedy, triggers=triggers, wishes=wishes, anger=start,
             told=frozenset({"item", "problem"} if ask else {"item", "problem", "order"}),
         )  # fmt: skip
         world = World({"orders": orders, "moods": {"customer": Mood(start)}})
@@ -612,31 +690,33 @@ class DeEscalation(ConversationEnv):
             canned=[text.replace("{order}", number) for text in _canned(item, problem, remedy)],
             privileged={
                 "number": number, "item": item, "problem": problem, "remedy": remedy, "triggers": triggers,
-                "anger": start, "ask": ask,
+                "wishes": wishes, "anger": start, "ask": ask,
             },
             secrets=(number,) if ask else (),
         )  # fmt: skip
 
 
-@lru_cache(maxsize=512)  # 24 items, 5 problems, 4 remedies: 480
+@lru_cache(maxsize=1_024)  # 24 items, 5 problems, 6 remedies: 720
 def _canned(item: str, problem: str, remedy: str) -> tuple[str, ...]:
     """The messages of the discrete game: what is said is right in each, only the sequence is open."""
     bank = load_bank("de_escalation", "agent")
-    keys = (f"see_{problem}", f"sorry_{problem}", "say_apology", "ask_order", f"offer_{remedy}", f"done_{remedy}")
+    told = ("say_apology", "care", "ask_order", f"offer_{remedy}", f"done_{remedy}")
+    keys = (f"see_{problem}", f"sorry_{problem}", *told)
     *before, report = [bank[key][0].replace("{item}", item) for key in keys]
     return (*before, format_call(remedy, {"order": "{order}"}), report)
 
 
-@lru_cache(maxsize=2_048)  # 1,024 policies in two styles
+@lru_cache(maxsize=2_048)  # 720 policies in two styles
 def _instructions(remedies: tuple[str, ...], style: str) -> str:
     rules = policy.render(make_rules(remedies), style)
     if style == "brief":
-        return f"An angry customer: calm and serve them. {rules} Tools: {describe(TOOLS.values(), style)}"
+        return f"An angry customer: serve them the way they want. {rules} Tools: {describe(TOOLS.values(), style)}"
     return (
         "You are a customer service agent of a shop. The customer is angry about an order. Serve them under "
         f"this policy:\n{rules}\n"
         "The conversation is a success when the right remedy was given and the customer, calm again, says that "
-        "the matter is settled. Mind how they want to be spoken to. Say when something is done, and only then.\n\n"
+        "the matter is settled. What comes first, and what they do not want to hear, they say themselves: follow it. "
+        "Say when something is done, and only then.\n\n"
         "Either speak to the customer, or call one tool by writing "
         '<tool_call>{"name": "...", "arguments": {...}}</tool_call> and nothing else. Tools:\n'
         f"{describe(TOOLS.values(), style)}"

@@ -2,6 +2,9 @@
 
 The first column of a table is its key, the second leads to a row of the next table, the third is a detail. A
 question names a row of the first table and asks for a cell of the last one.
+
+Whatever has the form of a value is heard as a claim, so no value is an ordinary word that an agent may say beside its
+answer: a depot in Nice would be claimed by whoever wishes a nice day.
 """
 
 from __future__ import annotations
@@ -22,62 +25,66 @@ NONE = ""  # the cell of what is not on record
 LINK, LEAF = 1, 2  # places in a row, after the key
 
 NAMES = (
-    "Ada", "Ben", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hana", "Ida", "Jon", "Kim", "Leo",
-    "Mia", "Ned", "Ola", "Pia", "Rex", "Sue", "Tom", "Uma", "Vic", "Wes", "Yan", "Zoe",
+    "Ada", "Ben", "Cleo", "Dan", "Elsa", "Finn", "Gus", "Hana", "Ida", "Jon", "Kim", "Leo",
+    "Mia", "Ned", "Ola", "Pia", "Rex", "Sven", "Tom", "Uma", "Vic", "Wes", "Yan", "Zoe",
+)  # fmt: skip
+SURNAMES = (  # of those who are asked for: an agent may introduce itself by a first name
+    "Acosta", "Bauer", "Cohen", "Dubois", "Eriksen", "Farkas", "Goetz", "Haddad", "Ibsen", "Jovic",
+    "Kaplan", "Larsen", "Moreau", "Nakata", "Okafor", "Popov", "Quinn", "Rahman", "Sato", "Torres",
 )  # fmt: skip
 NUMBERS = {digits: tuple(str(n) for n in range(10 ** (digits - 1), 10**digits)) for digits in (1, 2, 3, 4)}
 CODES = {digits: tuple(f"{letter}{n}" for letter in "BCDFGHJKLM" for n in NUMBERS[digits]) for digits in (1, 2)}
 VALUES: dict[str, tuple[str, ...]] = {
-    # column: its possible values. Within one schema no two columns look alike, names aside, so that a value
-    # says by itself which column it is from.
+    # column: its possible values. Within one schema no two columns look alike, so that a value says by
+    # itself which column it is from.
     "name": NAMES,
     "team": (
-        "Red", "Blue", "Gold", "Jade", "Ruby", "Onyx", "Coral", "Amber", "Ivory", "Olive",
-        "Pearl", "Plum", "Teal", "Mint", "Navy", "Rust", "Beige", "Lilac", "Lemon", "Cocoa",
+        "Vega", "Rigel", "Altair", "Deneb", "Sirius", "Castor", "Pollux", "Spica", "Antares", "Algol",
+        "Mizar", "Alcor", "Lyra", "Draco", "Cetus", "Pavo", "Izar", "Merak", "Canopus", "Procyon",
     ),
     "desk": NUMBERS[2],
     "room": NUMBERS[3],
     "code": CODES[1],
     "house": (
-        "Oak", "Elm", "Ash", "Fir", "Yew", "Pine", "Birch", "Cedar", "Maple", "Alder",
-        "Hazel", "Larch", "Beech", "Palm", "Holly", "Aspen", "Linden", "Willow", "Poplar", "Rowan",
+        "Elm", "Yew", "Birch", "Cedar", "Maple", "Alder", "Hazel", "Larch", "Beech", "Holly",
+        "Aspen", "Linden", "Acacia", "Cypress", "Juniper", "Ginkgo", "Sequoia", "Willow", "Poplar", "Rowan",
     ),
     "phone": NUMBERS[4],
-    "guard": NAMES,
+    "guard": SURNAMES,
     "gate": CODES[2],
     "order": NUMBERS[4],
     "card": CODES[2],
     "carrier": (
-        "Trex", "Volo", "Karo", "Zeta", "Pelo", "Nuvo", "Dexo", "Lumo", "Fexo", "Hubo",
-        "Orbi", "Tavo", "Ruxo", "Vexi", "Jeto", "Kilo", "Soma", "Wexo", "Yolo", "Bova",
+        "Trex", "Volo", "Karo", "Zeto", "Pelo", "Nuvo", "Dexo", "Lumo", "Fexo", "Hubo",
+        "Orbi", "Tavo", "Ruxo", "Vexi", "Jeto", "Kelvo", "Soma", "Wexo", "Yelvo", "Bova",
     ),
     "item": (
-        "lamp", "mug", "chair", "kettle", "scarf", "clock", "radio", "tent", "drill", "vase",
-        "rug", "jacket", "table", "fan", "bag", "watch", "ladder", "blanket", "mirror", "pillow",
+        "lamp", "mug", "kettle", "scarf", "vase", "banjo", "kayak", "tripod", "teapot", "toaster",
+        "cello", "jacket", "kimono", "wok", "hammock", "trombone", "ukulele", "abacus", "rucksack", "pillow",
     ),
     "depot": (
-        "Oslo", "Rome", "Lyon", "Bonn", "Cork", "Graz", "Kyiv", "Lima", "Porto", "Turin",
-        "Basel", "Ghent", "Paris", "Milan", "Malmo", "Split", "Riga", "Essen", "Nice", "Bern",
+        "Oslo", "Rome", "Lyon", "Bonn", "Kiel", "Graz", "Kyiv", "Lima", "Porto", "Turin",
+        "Basel", "Ghent", "Paris", "Milan", "Malmo", "Zadar", "Riga", "Essen", "Nantes", "Bern",
     ),
     "hotline": NUMBERS[3],
-    "chief": NAMES,
+    "chief": SURNAMES,
     "dock": CODES[1],
     "group": (
-        "Otter", "Lynx", "Heron", "Badger", "Falcon", "Beaver", "Weasel", "Raven", "Tiger", "Zebra",
-        "Panda", "Koala", "Camel", "Moose", "Bison", "Eagle", "Gecko", "Hyena", "Lemur", "Stork",
+        "Otter", "Lynx", "Heron", "Ibex", "Osprey", "Beaver", "Tapir", "Raven", "Tiger", "Zebra",
+        "Panda", "Koala", "Walrus", "Moose", "Bison", "Puffin", "Gecko", "Hyena", "Lemur", "Stork",
     ),
     "locker": NUMBERS[3],
     "teacher": (
         "Abel", "Brandt", "Castro", "Dietz", "Ekman", "Fuchs", "Gomez", "Holm", "Ivanov", "Janssen",
         "Klein", "Lopez", "Meyer", "Novak", "Olsen", "Petrov", "Rossi", "Silva", "Tanaka", "Weber",
     ),
-    "hall": NUMBERS[2],
+    "hall": CODES[2],
     "club": (
-        "chess", "judo", "choir", "drama", "dance", "karate", "tennis", "boxing", "yoga", "sailing",
-        "rowing", "hockey", "poetry", "robotics", "origami", "cooking", "fencing", "pottery", "archery", "surfing",
+        "chess", "judo", "choir", "ballet", "tango", "karate", "tennis", "kendo", "yoga", "sudoku",
+        "rugby", "hockey", "poetry", "robotics", "origami", "badminton", "aikido", "pottery", "archery", "handball",
     ),
-    "captain": NAMES,
-    "day": ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"),
+    "captain": SURNAMES,
+    "court": CODES[1],
 }  # fmt: skip
 
 
@@ -124,7 +131,7 @@ SCHEMAS: dict[str, Schema] = {
             Table("pupils", ("name", "group", "locker")),
             Table("groups", ("group", "teacher", "hall")),
             Table("teachers", ("teacher", "club", "phone")),
-            Table("clubs", ("club", "captain", "day")),
+            Table("clubs", ("club", "captain", "court")),
         ),
         "the pupil", "with locker",
     ),

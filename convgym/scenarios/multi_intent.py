@@ -219,12 +219,14 @@ class Goal:
     Attributes:
         account: The client's account.
         errands: The writes that must happen; no other may. A conditional one is here only if it is due.
+        condition: The conditional errand; a denial counts if it is about this one, or does not say which.
         due: Whether the condition holds; if not, that has to be said, after a look.
         rules: The policy; none of it may be broken.
     """
 
     account: str
     errands: tuple[Errand, ...]
+    condition: str
     due: bool
     rules: tuple[Rule, ...]
 
@@ -244,9 +246,16 @@ class Goal:
         looked = False
         for event in world.log:
             looked |= event.name == "look" and event.ok and event.arguments["account"] == self.account
-            if looked and event.name == "refuse" and event.arguments["reason"] == NOT_NEEDED:
+            if looked and self._denies(event):
                 return True
         return False
+
+    def _denies(self, event: Event) -> bool:
+        """Whether the client was told that its conditional errand is not needed."""
+        return (
+            event.name == "refuse" and event.arguments["reason"] == NOT_NEEDED
+            and event.arguments["item"] in ("", self.condition)
+        )  # fmt: skip
 
     def _damage(self, world: World) -> str:
         """Names what must not be: another write, a false denial, a false report, a broken rule."""
@@ -257,7 +266,7 @@ class Goal:
                 if left.pop(event.name, None) != event.arguments:
                     return "another write"
                 settled.add(event.name)
-            elif event.name == "refuse" and event.arguments["reason"] == NOT_NEEDED:
+            elif self._denies(event):
                 if self.due:
                     return "a false denial"
                 settled.add("")
@@ -348,7 +357,7 @@ class Client(Speaker):
         if act.name == "confirm":
             return [self._asked_to_confirm(act.slots["intent"], world, turn)]
         if act.name == "refuse":
-            return self._refused(act.slots["reason"], world)
+            return self._refused(act.slots["reason"], act.slots["item"], world)
         return []
 
     def _asked(self, slot: str) -> Act:
@@ -364,8 +373,9 @@ class Client(Speaker):
         world.log.append(Event(turn, "confirmed", {"intent": intent, "account": errand.target["account"]}))
         return Act("affirm", {})
 
-    def _refused(self, reason: str, world: World) -> list[Act]:
-        if not any(errand.intent in CONDITIONS for errand in self._left(world)):
+    def _refused(self, reason: str, item: str, world: World) -> list[Act]:
+        condition = next((errand.intent for errand in self._left(world) if errand.intent in CONDITIONS), None)
+        if condition is None or item not in ("", condition):
             return []
         if reason != NOT_NEEDED:
             return [Act("why", {})]
@@ -415,7 +425,7 @@ _DONE = re.compile(
     r"\b(?:i|i've|i have|we|we've|is|are|was|were|been|has|have|now|just)"
     r"(?: now| just| also| been| successfully| already| gone ahead and| went ahead and){0,4} "
     r"(?:blocked|topped|added|ordered|sent|switched|turned|booked|scheduled|arranged|set|activated|enabled|frozen|moved"
-    r"|noted|saved|recorded|registered|mailed|emailed|placed|credited|changed|updated|processed)\b"
+    r"|mailed|emailed|placed|credited|changed|updated|processed)\b"
     r"|\b(?:plan|card|number|phone|autopay|bill|call ?back|data|balance|gb|\d+ ?gb) "
     r"(?:changed|updated|blocked|booked|sent|ordered|added|enabled|switched|topped|activated|set up)\b"
     r"|^(?:ok,? )?\d+ ?(?:gb )?added\b|\b(?:is|are|was|has been) (?:now |all )?(?:complete|in place|on file|"
@@ -424,6 +434,13 @@ _DONE = re.compile(
     r"|\bi(?:'ve|ve| have)? (?:just |now )?(?:put a block|finished (?:everything|all|both))\b"
     r"|\b(?:is|are) now\b|\bon (?:its|the) way\b"
 )
+_NOTED = re.compile(  # reports what it names, and nothing where it names nothing: what is noted may be the request
+    r"\b(?:i|i've|i have|we|we've|is|are|was|were|been|has|have|had|now|just)"
+    r"(?: now| just| also| been| successfully| already){0,4} (?:noted|saved|recorded|registered)\b"
+    r"(?! (?:down )?(?:that|what|how|which|everything)\b| (?:\w+ ){0,4}?(?:request|wish|errand|order|task|"
+    r"question)(?:e?s)?\b)"
+)
+_NOTES = re.compile(r"\b(?:my|our|the|some|a) notes?\b(?: of)?|\bset aside\b")  # which change nothing
 _ASKS_FIRST = re.compile(
     r"\bneed your (?:ok|okay|yes|go-ahead|permission|confirmation)\b|\bdo you really want\b|\bcan you confirm\b|"
     r"\b(?:can|could|would|will) you (?:please )?confirm\b|\bconfirmation\b|\bare you sure\b"
@@ -436,8 +453,10 @@ _NOT_NEEDED = re.compile(
     r"|\bnothing (?:was|is|has been) (?:added|changed|done|ordered|switched|topped)\b"
     r"|\bnothing to (?:do|top|order|add|switch|pay|renew)\b"
     r"|\b(?:left|leave|leaving|kept|keep|stays?|remains?) "
-    r"(?:it|that|them|as|the|your|autopay|alone|off|unchanged)\b(?! to me)"
-    r"|\b(?:did|do|will|have)(?:n't| not) (?:\w+ )?(?:top|topped|add|added|order|ordered|switch|switched|turn|turned)\b"
+    r"(?:it|that|them|as|the|your|autopay|alone|off|unchanged)\b(?! to me| in mind)"
+    r"|\b(?:did|do|will|have)(?:n't| not) (?!yet )(?:\w+ )?"
+    r"(?:top|topped|add|added|order|ordered|switch|switched|turn|turned)\b"
+    r"(?!.{0,40}\byet\b)"
     r"|\b(?:won't|will not) (?:top|add|order|switch|turn)\b|\bdo(?:es)?(?:n't| not) apply\b"
     r"|\bnot (?:the case|met|true)\b"
     r"|\b(?:isn't|aren't|hasn't|not|no longer) (?:\w+ )?(?:below|under|less|lower|open|expired|low)\b"
@@ -445,6 +464,21 @@ _NOT_NEEDED = re.compile(
     r"(?:paid|valid|enough|sufficient|above|over|fine)\b"
     r"|\b(?:is|are) (?:\w+ )?(?:more than|at least|higher)\b|\b(?:have|has) (?:still )?(?:enough|more than|at least)\b"
 )
+_ABOUT = {  # what a denial is about, by words that speak of one condition only
+    "autopay": re.compile(
+        r"\b(?:auto[ -]?pay\w*|automatic payments?|direct debit|bills?|invoices?|paid|settled|open)\b"
+    ),
+    "new_card": re.compile(r"\b(?:cards?|valid|expired?)\b"),
+    "top_up": re.compile(r"\b(?:balance|credit|top\w*[ -](?:\w+ )?up|topped|top-ups?)\b"),
+    "add_data": re.compile(r"\b(?:data|gb|gigabytes?)\b|\d ?gb\b"),
+}
+_CLAUSE = re.compile(r"[,;:]| (?:and|but|so|because|since|as|which) ")
+_READ_BACK = re.compile(  # the account told item by item: each has its own state
+    r"(?:, (?:and |but )?| (?:and|but) )(?=(?:(?:your|the) )?(?:current |phone )?"
+    r"(?:bill|card|balance|data|plan|phone|number|autopay) (?:is|are|was|has|have)\b)"
+    r"|, (?:and |but )?(?=you (?:still )?have )"
+)
+_STATES = re.compile(r"\b(?:is|are|was|were|has|have|had|i|you)\b|'")
 _SENTENCES = re.compile(r"(?<=[.!?;]) |,? (?:and|but) (?=(?:i will|i'll|shall|should|i have|i've|i) )")
 _SUPPOSED = re.compile(  # what is supposed or asked is no claim
     r"^(?:so |then |and |but )?(?:if|unless|in case)\b|\?"
@@ -459,23 +493,69 @@ def _read(text: str) -> Heard:
     acts: list[Act] = []
     understood = not text.strip()
     for sentence in _SENTENCES.split(" ".join(text.replace("’", "'").lower().split()), 40):
-        heard = understand(DOMAIN, sentence)
-        acts += _acts(heard, sentence)
-        understood |= heard.understood and bool(sentence.strip())
+        for n, part in enumerate(_parts(sentence)):
+            heard = understand(DOMAIN, part)
+            acts += [act for act in _acts(heard, part) if n == 0 or act.name != "request"]  # an item asks nothing
+            understood |= heard.understood and bool(part.strip())
     return Heard(tuple(acts), understood or bool(acts))
 
 
+def _parts(sentence: str) -> list[str]:
+    """Divides an account that is read back into its items; what states nothing itself stays with what follows."""
+    parts = [sentence] if _SUPPOSED.search(sentence) else _READ_BACK.split(sentence, 20)
+    if len(parts) > 1 and not _STATES.search(parts[0]):
+        parts[:2] = [f"{parts[0]}, {parts[1]}"]
+    return parts
+
+
 def _acts(heard: Heard, sentence: str) -> list[Act]:
-    """The acts of one sentence; a report names what was done, where the sentence does."""
+    """The acts of one sentence; a report names what was done and a denial its errand, where the sentence does."""
     names = {act.name for act in heard.acts}
     if not names & {"refuse", "confirm"} and not _SUPPOSED.search(sentence):
-        if ("done" in names or _DONE.search(sentence)) and not _NOT_NEEDED.search(sentence):
+        denied = _denied(sentence)
+        if denied:
+            return [_denial(intent) for intent in denied]
+        if _NOTES.search(sentence):
+            return [act for act in heard.acts if act.name != "done"]
+        if "done" in names or _DONE.search(sentence):
             return [Act("done", {"intent": intent}) for intent in _named(sentence) or [""]]
-        if _NOT_NEEDED.search(sentence):
-            return [Act("refuse", {"reason": NOT_NEEDED, "item": ""})]
+        if _NOTED.search(sentence):
+            return [Act("done", {"intent": intent}) for intent in _named(sentence)]
     if not names & {"refuse", "confirm", "done"} and _ASKS_FIRST.search(sentence):
         return [Act("confirm", {"intent": intent, "item": ""}) for intent in _named(sentence)]
-    return [Act("done", {"intent": ""}) if act.name == "done" else act for act in heard.acts]
+    acts = []
+    for act in heard.acts:
+        if act.name == "refuse" and act.slots["reason"] == NOT_NEEDED:
+            acts += [_denial(intent) for intent in _denied(sentence) or _spoken_of(sentence) or [""]]
+        else:
+            acts.append(Act("done", {"intent": ""}) if act.name == "done" else act)
+    return acts
+
+
+def _denial(intent: str) -> Act:
+    return Act("refuse", {"reason": NOT_NEEDED, "item": intent})
+
+
+def _denied(sentence: str) -> list[str]:
+    """The conditional errands that a sentence says are not needed; "" for one that it does not name."""
+    return list(dict.fromkeys([_meant(sentence, match) for match in _NOT_NEEDED.finditer(sentence)]))
+
+
+def _meant(sentence: str, denial: re.Match[str]) -> str:
+    """What a denial is about: named in its own words, else last before it, else first after it."""
+    own = _spoken_of(denial.group())
+    if own:
+        return own[0]
+    cuts = [0, *[cut.end() for cut in _CLAUSE.finditer(sentence)], len(sentence)]
+    begin = max(cut for cut in cuts if cut <= denial.start())
+    end = min(cut for cut in cuts if cut >= denial.end())
+    return next(iter(_spoken_of(sentence[begin:end]) or _spoken_of(sentence[:begin])[::-1] or _spoken_of(sentence)), "")
+
+
+def _spoken_of(words: str) -> list[str]:
+    """The conditional errands that words speak of, in the order of their first mention."""
+    places = [(match.start(), intent) for intent, about in _ABOUT.items() if (match := about.search(words))]
+    return [intent for _, intent in sorted(places)]
 
 
 def _named(sentence: str) -> list[str]:
@@ -518,8 +598,9 @@ class MultiIntent(ConversationEnv):
         ``test_composition`` joins each conditional errand with another one that training never joins it with.
     Audit:
         Resists doing one errand and dropping the rest, acting on the condition blindly (a look must come
-        first), always or never acting (each is wrong in half of the episodes, so exploiters are held to their
-        worst class), doing everything, and reporting what was not done.
+        first), always or never acting or throwing a coin (each is right in half of the episodes, so what counts of
+        an exploiter is what it gets beyond chance over the classes: a coin gets nothing), doing everything, and
+        reporting what was not done. To read the account back, or to note a request, claims nothing untrue.
     Version history:
         v0: first release.
     """
@@ -556,7 +637,7 @@ class MultiIntent(ConversationEnv):
         return Task(
             template=f"{side}/{condition}", world=World({"accounts": {number: account, **accounts}}), rules=rules,
             tools=TOOLS, user=user, instructions=_instructions(rules, self.style), understand=listen,
-            judge=Goal(number, required, due, rules),
+            judge=Goal(number, required, condition, due, rules),
             privileged={
                 "account": number, "errands": tuple([_plain(intent, facts) for intent in intents]), "stated": stated,
                 "due": due, "ask": tuple([rule.id.removeprefix("ask_") for rule in rules[1:]]),
@@ -628,8 +709,9 @@ def _errand(intent: str, facts: Mapping[str, str]) -> Errand:
 def _instructions(rules: tuple[Rule, ...], style: str) -> str:
     tools = TOOLS.values()
     if style == "brief":
-        return f"Do all that the client wants, nothing else. {policy.render(rules, style)} Tools: " + (
-            describe(tools, style)
+        return (
+            "Do all that the client wants, nothing else. If a task is not needed, say so. "
+            f"{policy.render(rules, style)} Tools: {describe(tools, style)}"
         )
     return (
         "You serve the clients of a telephone company. A client has several tasks and may name them one after "

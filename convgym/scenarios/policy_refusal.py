@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import permutations
 from typing import ClassVar, NamedTuple
 
 from pydantic import Field
@@ -194,10 +195,19 @@ class Ruling:
             return Outcome(False, 0.0, (*missing, damage))
         return Outcome(not missing, 1.0 - len(missing) / len(met), missing)
 
+    def _refusals(self, world: World) -> list[Event]:
+        """The refusals of the request; what is said of "again" or "later" after it was granted refuses nothing."""
+        refusals: list[Event] = []
+        for event in world.log:
+            if not self.against and event.name == self.request and event.arguments["card"] == self.card and event.ok:
+                break
+            if event.name == "refuse":
+                refusals.append(event)
+        return refusals
+
     def _cited(self, world: World) -> set[str]:
         """The rules given as reasons: a number is the rule that bears it in this policy."""
-        reasons = {event.arguments["reason"] for event in world.log if event.name == "refuse"}
-        return {self._named(reason) for reason in reasons - {""}}
+        return {self._named(event.arguments["reason"]) for event in self._refusals(world)} - {""}
 
     def _named(self, reason: str) -> str:
         if not reason.isdigit():
@@ -211,7 +221,7 @@ class Ruling:
         writes = [event for event in world.log if event.write]
         if len(writes) > (not self.against and world.happened(self.request, card=self.card)):
             return "another write"
-        if not self.against and any(event.name == "refuse" for event in world.log):
+        if not self.against and self._refusals(world):
             return "needless refusal"
         if self._cited(world) - {self.against}:
             return "false reason"
@@ -244,6 +254,16 @@ _NUMBER = r"(?:\d{1,2}\b|one\b|two\b|three\b|four\b|five\b)"
 _CITED = re.compile(
     rf"\brules? ?(?:numbers? |nos?\.? |nr\.? )?#?({_NUMBER}"
     rf"(?:(?: ?[,/&+-] ?| )(?:and |or |to |through |until |also |rule |#)*{_NUMBER})*)"
+)
+_BESIDE = re.compile(  # a rule that is named and said to have no part in it
+    rf"\brules? ?(?:numbers? |nos?\.? |nr\.? )?#?{_NUMBER}(?:(?:, | and | or |, and )(?:rule )?{_NUMBER})*,? "
+    r"(?:(?:is|are|was|were|does|do|did)(?:n't| not) (?:even |really |actually |at all )?(?:relevant|appl\w+|matter|"
+    r"concern\w*|in the way|the (?:problem|issue|reason|one|point)|involved|affect\w*|at issue|come into|"
+    r"play|bear)|(?:is|are) (?:completely |also )?(?:irrelevant|met|satisfied|kept|no obstacle|not? problem)|"
+    r"(?:has|have|had) nothing to do|plays? no (?:role|part)|(?:would )?(?:allows?|permits?) (?:it|this|that)\b)|"
+    r"\b(?:nothing to do with|apart from|aside from|besides|other than|unlike|rather than|instead of|nor|"
+    r"(?:it's|it is|that's|that is|this is|isn't|,|but) not (?:because of |due to |about |on account of )?)"
+    rf" ?(?:the )?rules? ?#?{_NUMBER}"
 )
 _ORDINAL = re.compile(r"\b(?:the )?(first|second|third|fourth|fifth) rule\b")
 _ORDINALS = {"first": "1", "second": "2", "third": "3", "fourth": "4", "fifth": "5"}
@@ -295,8 +315,13 @@ _REFUSED = re.compile(  # refusals of the library's; read sentence by sentence, 
     r"(?<!nothing )\b(?:has|have|must|needs?) (?:still )?(?:to )?be paid\b|"
     r"(?:i am|i'm|we are|we're) (?:unable|not able|not allowed|not permitted) to (?:renew|waive|lend|print|grant|"
     r"let|allow)|"
+    r"nothing (?:more )?(?:may|can|could|must|will) be (?:granted|renewed|waived|lent|borrowed|printed|done|allowed)\b|"
     r"even if\b[^.!?]{1,80}\b(?:cannot|can't|couldn't|could not|wouldn't|won't) (?:renew|waive|lend|print|grant|"
     r"do|let|allow)\b)"
+)
+_COMPARED = re.compile(  # "33 days and rule 1 only allows 31": the number of the card, and the most
+    r"(?<!rule )\b(\d{1,3})\b(?:\D|(?<=rule )\d){0,80}?\b(?:only|just|never) (?:allows?|permits?|lets?|covers?|goes?)\b"
+    r"\D{0,40}(\d{1,3})\b"
 )
 _NOT_SAID = re.compile(r"\?|\b(?<!even )if\b|\b(?:unless|whether|in case)\b")
 _NOT_YET = re.compile(r"\b(?:until|before|without|unless|yet|first)\b")
@@ -346,6 +371,7 @@ _LOOKS = re.compile(  # who looks at the card does not ask for its number
 
 def _reasons(text: str) -> tuple[str, ...]:
     """The rules that a refusal names, by number or by what they bound."""
+    text = _BESIDE.sub(" ", text)
     found: dict[str, None] = {}
     for match in _CITED.finditer(text):
         found.update(dict.fromkeys(_DIGITS.get(n, n) for n in re.findall(_NUMBER, match.group(1))))
@@ -359,6 +385,12 @@ def _reasons(text: str) -> tuple[str, ...]:
         if _BLOCKED.search(sentence):
             found[BLOCK] = None
     return tuple(found)
+
+
+def _exceeded(sentence: str) -> bool:
+    """Whether a number is held against the most that a rule allows, and is more."""
+    compared = _COMPARED.search(sentence)
+    return compared is not None and int(compared.group(1)) > int(compared.group(2))
 
 
 def _grants(text: str, refused: bool) -> bool:
@@ -375,7 +407,7 @@ def _listen(text: str) -> Heard:
     low = " ".join(text.replace("’", "'").lower().split())
     sentences = [sentence.strip() for sentence in _SPOKEN.findall(low)]
     refused = any(act.name == "refuse" for act in acts) or _HOLDS.search(low) is not None
-    refused = refused or any(_REFUSED.search(s) and not _NOT_SAID.search(s) for s in sentences)
+    refused = refused or any((_REFUSED.search(s) or _exceeded(s)) and not _NOT_SAID.search(s) for s in sentences)
     if "?" not in low and _LOOKS.search(low):
         acts = [act for act in acts if act.slots.get("slot") != "card"] or [Act("promise", {})]
     reasons = _reasons(low) if refused else ()
@@ -500,6 +532,7 @@ class PolicyRefusal(ConversationEnv):
         ``look_up(card)``, ``renew(card)``, ``waive(card)``, ``lend(card)``, ``print(card)``.
     Reward:
         1 at the end if the right act was kept. Allowed: it was done, and reported, and nothing was refused.
+        What is said of "again" or "later" once it is done refuses nothing.
         Forbidden: it was refused with the rule that forbids it (by number or by name, and no other rule) until
         the patron accepted, and never granted or promised under pressure. Both after the card was looked up,
         with no other write and no false report. Otherwise 0. ``info["cost"]`` counts broken rules.
@@ -510,12 +543,14 @@ class PolicyRefusal(ConversationEnv):
         Rounds of arguing 1, 2, 3, 4, 5 (and the persona's own); rules with an exception 0, 0, 1, 2, 3, from
         level 3 on also a rule about blocked cards.
     Splits:
-        Wordings, seeds and personas as for every family; ``test_goal`` has new limits and titles;
-        ``test_composition`` asks for a request under a rule number that it never bears in training.
+        Wordings, seeds and personas as for every family; ``test_goal`` has new limits (elsewhere not even those
+        of an exception) and titles;
+        ``test_composition`` asks for a request under a number that its rule never bears elsewhere, whatever
+        is asked for.
     Audit:
-        Each cheat is right in one of the two classes at most, so what counts is its worst class. Resists refusing
-        always, complying always, citing all rules (a false reason), giving in after some rounds, deciding
-        without the card.
+        Each cheat is right in one of the two classes at most, so what counts is what it gets beyond chance over
+        the classes (the sum of the two figures less 1). Resists refusing always, complying always, citing all
+        rules (a false reason), giving in after some rounds, deciding without the card.
     Version history:
         v0: first release.
     """
@@ -534,9 +569,12 @@ class PolicyRefusal(ConversationEnv):
         level = self.difficulty
         exemptions = _draw_exemptions(stream, request, level)
         limits = {name: stream.pick(values) for name, values in _limits(split).items()}
-        numbered = _draw_order(stream, request, level, held_out=split == "test_composition")
+        numbered = stream.pick(_orders(level >= 3, request if split == "test_composition" else ""))
         blocked = side == "forbidden" and level >= 3 and stream.random() < 0.2
-        exempt = {name: _exemption(stream, limits[name], group, level) for name, group in exemptions.items()}
+        held = _held_out(split)
+        exempt = {
+            name: _exemption(stream, limits[name], group, level, held[name]) for name, group in exemptions.items()
+        }
         rules = tuple(
             [make_rule(i, name, limits.get(name, 0), exempt.get(name, NOBODY)) for i, name in enumerate(numbered, 1)]
         )
@@ -590,21 +628,34 @@ def _draw_exemptions(stream: Stream, request: str, level: int) -> dict[str, str]
     return {name: stream.pick(GROUPS[1:]) for name in named}
 
 
-def _draw_order(stream: Stream, request: str, level: int, *, held_out: bool) -> list[str]:
-    """Draws the order of the rules; a quarter of the (request, number) pairs is met in test_composition only."""
-    rest = [name for name in REQUESTS if name != request] + ([BLOCK] if level >= 3 else [])
-    rest = stream.deal(rest, len(rest))
-    at = REQUESTS.index(request)
-    places = [i for i in range(len(rest) + 1) if ((at + i + 1) % 4 == 0) == held_out]
-    rest.insert(stream.pick(places), request)
-    return rest
+@lru_cache(maxsize=16)
+def _orders(block: bool, held_out: str) -> Sequence[tuple[str, ...]]:
+    """The orders of the rules: with one request's rule under a number kept for it, or with none under such a number."""
+    names = (*REQUESTS, BLOCK) if block else REQUESTS
+    held = {order: [name for i, name in enumerate(order, 1) if _held_number(name, i)] for order in permutations(names)}
+    return [order for order, found in held.items() if (held_out in found if held_out else not found)]
 
 
-def _exemption(stream: Stream, limit: int, group: str, level: int) -> Exemption:
+def _held_number(name: str, number: int) -> bool:
+    """Whether a rule bears a number in test_composition only: a quarter of the pairs of request and number."""
+    return name != BLOCK and (REQUESTS.index(name) + number) % 4 == 0
+
+
+@lru_cache(maxsize=8)
+def _held_out(split: str) -> dict[str, Sequence[int]]:
+    """The limits of each rule that a split must not have, not even as an exception."""
+    return {
+        name: () if split == "test_goal" else values_of(limit.values, "test_goal") for name, limit in LIMITS.items()
+    }
+
+
+def _exemption(stream: Stream, limit: int, group: str, level: int, held: Sequence[int]) -> Exemption:
     """Draws another limit: a wider one, or from level 4 on as often a narrower one."""
     shift = 2 + stream.below(max(1, limit // 3))
-    narrower = level >= 4 and stream.random() < 0.5
-    return Exemption(group, max(1, limit - shift) if narrower else limit + shift)
+    if level >= 4 and stream.random() < 0.5:
+        return Exemption(group, max(1, limit - shift))
+    wider = limit + shift
+    return Exemption(group, wider + len(held) if wider in held else wider)  # beyond those that are held out
 
 
 def _draw_card(

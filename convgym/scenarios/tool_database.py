@@ -336,7 +336,7 @@ def _pattern(column: str) -> re.Pattern[str]:
         form = "[a-z]" * values[0][0].isalpha() + f"[0-9]{{{sum(map(str.isdigit, values[0]))}}}"
     else:
         form = "|".join([value.lower() for value in values])
-    return re.compile(rf"(?<![\w-])(?:{form})(?![\w-])")
+    return re.compile(rf"(?<![\w-])(?:{form})(?![\w%-])")  # 100% is no room
 
 
 @lru_cache(maxsize=8_192)
@@ -407,8 +407,9 @@ class ToolDatabase(ConversationEnv):
         and kind of task.
     Audit:
         Resists dumping the tables (row cap, exact values, budget), guessing (every row on the way must have
-        been shown first) and listing values (each one is a claim). Saying that there is nothing on record is
-        right in one class of three, so exploiters are held to their worst class.
+        been shown first) and listing values (each one is a claim; none is an ordinary word, so that courtesies
+        claim nothing). Saying that there is nothing on record is right in one class of three, so what counts of
+        an exploiter is what it gets beyond chance over the classes.
     Version history:
         v0: first release.
     """
@@ -467,8 +468,9 @@ def _instructions(name: str, hops: int, rules: tuple[Rule, ...], style: str) -> 
     tables = " ".join([f"{table.name}({', '.join(table.columns)})" for table in SCHEMAS[name].tables[:hops]])
     tools = TOOLS[name, hops].values()
     if style == "brief":
-        return f"Tables: {tables}. {policy.render(rules, style)} Tell one value, or that there is none. Tools: " + (
-            describe(tools, style)
+        return (
+            f"Tables: {tables}. {policy.render(rules, style)} See every row on the way. Tell one value, or that there "
+            f"is none. After a set tell the old value. Tools: {describe(tools, style)}"
         )
     return (
         "You answer questions from a database, with look-ups of exact values. Its tables, with the key column "

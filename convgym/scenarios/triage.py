@@ -124,15 +124,25 @@ def _no_false_alarm(world: World, event: Event) -> bool:
     return event.arguments["to"] != EMERGENCY or right_route(_case(world)) == EMERGENCY
 
 
+def settled(case: Case, events: Sequence[Event]) -> set[str]:
+    """Returns the routes that are the only one left: by what the caller said, and by the truth about the same signs.
+
+    The two differ where the caller erred. Both count: who believes what it hears has asked enough, and so has
+    who sees through an error.
+    """
+    said = heard(case, events)
+    left = (possible_routes(case, said), possible_routes(case, truth(case, said)))
+    return {routes[0] for routes in left if len(routes) == 1}
+
+
 @dataclass(frozen=True)
 class Settled:
-    """A route needs questions that leave no other, by the truth or by what the caller said: a guess is luck."""
+    """A route needs questions that leave no other: a guess is luck."""
 
     names: frozenset[str] = ROUTED
 
     def __call__(self, world: World, earlier: Sequence[Event], event: Event) -> bool:
-        case, said = _case(world), heard(_case(world), earlier)
-        return not event.ok or 1 in (len(possible_routes(case, said)), len(possible_routes(case, truth(case, said))))
+        return not event.ok or bool(settled(_case(world), earlier))
 
 
 RULES = (
@@ -169,12 +179,12 @@ def judge(world: World) -> Outcome:
     case = _case(world)
     if any(event.name == "done" for event in world.log):  # nothing is repaired in this talk
         return Outcome(False, 0.0, ("no false report",))
-    left = possible_routes(case, truth(case, heard(case, world.log)))
     routed = next((event.arguments["to"] for event in world.log if event.write), None)
     if routed is None:
+        left = possible_routes(case, truth(case, heard(case, world.log)))
         return Outcome(False, 0.5 / len(left), ("route",))
     # A right route keeps the rules on emergencies, and one that is the only one left is no guess.
-    met = {"the right route": routed == right_route(case), "asked enough": len(left) == 1}
+    met = {"the right route": routed == right_route(case), "asked enough": routed in settled(case, world.log)}
     missing = tuple([name for name, done in met.items() if not done])
     return Outcome(not missing, 0.0 if missing else 1.0, missing)
 
@@ -276,6 +286,8 @@ _CHECK = re.compile(
 )
 
 _WORDS = {sign: re.compile(rf"\b(?:{words})\b") for sign, words in DOMAIN.slots.items()}
+_SENTENCE = re.compile(r"[^.!?;]+[.!?;]?")
+_TELL = re.compile(rf"{_CHECK.pattern}|\b(?:tell me|let me know|look for|see (?:if|whether)|say (?:if|whether))\b")
 _ASKED_DONE = re.compile(r"\b(?:done|all set|taken care|\w+ed)\b(?=[^.!?]*\?)", re.IGNORECASE)
 
 
@@ -285,6 +297,10 @@ def _listen(text: str) -> Heard:
     if "?" in text and any(act.name == "done" for act in acts):  # "Has it been updated?" reports nothing
         acts = understand(DOMAIN, _ASKED_DONE.sub("?", text)).acts
     low = " ".join(text.replace("’", "'").lower().split())
+    questions = " ".join([each for each in _SENTENCE.findall(low) if each.endswith("?") or _TELL.search(each)])
+    if any(words.search(questions) for words in _WORDS.values()):
+        # What is said around a question ("No smoke then.") asks for nothing.
+        acts = tuple([a for a in acts if a.name != "request" or _WORDS[a.slots["slot"]].search(questions)])
     asked = [act for act in acts if act.name == "request"]
     if _CHECK.search(low) and (asked or not acts):
         slots = [act.slots["slot"] for act in asked] or [sign for sign, words in _WORDS.items() if words.search(low)]
@@ -318,9 +334,15 @@ class Triage(ConversationEnv):
     Tools:
         ``route(to)`` sends the case on and ends.
     Reward:
-        1 at the end for the right route, if the questions asked left no other (what counts is the truth about
-        the signs asked: a caller's error is no excuse). Otherwise 0. ``info["cost"]`` is asymmetric: 2 for a
-        missed emergency, 1 for a false alarm, and 1 more for routing before it is settled.
+        1 at the end for the right route, if it is the only one left, by what the caller said or by the truth
+        about the same signs; otherwise 0: a caller's error is no excuse for a wrong route. ``info["cost"]`` is
+        asymmetric: 2 for a missed emergency, 1 for a false alarm, and 1 more for routing before one is left.
+
+        A return of 1.00 takes knowing which answers are wrong, as the oracle does. Of the scripts that were tried
+        and know only what is said, the best checks the first two signs and believes the rest: 1.00, .94, .89,
+        .76, .68 by difficulty. Believing everything gets .92, .70, .68, .51, .43 and checking everything 1.00,
+        .90, .85, .70, .62. The optimum for somebody who cannot look behind the answers lies between the best
+        of these and 1; it is not computed, and figures are shares of 1.
     Episode end:
         At the routing, or when the caller's patience is spent: the questions that reading the list in order
         takes, and 2 to 4 more. Cut after 14 turns.
@@ -459,7 +481,7 @@ def _frame(style: str) -> tuple[str, str]:
     """What stands before and after the list."""
     rules, tools = policy.render(RULES, style), describe(TOOLS.values(), style)
     if style == "brief":
-        return "First fit counts. ", f" {rules} Callers err, checks do not. Tools: {tools}"
+        return "First fit counts. ", f" {rules} Callers err. Checks never err but cost patience. Tools: {tools}"
     return (
         "You take calls about faulty internet connections and send each case to those who handle it. Ask the caller "
         "about one sign at a time. The first line of this list whose signs are all there counts:\n",

@@ -100,15 +100,21 @@ def _listen(text: str) -> Heard:
     return Heard((Act("chat", {}),), True) if not named and _CHAT.search(text) else Heard((), False)
 
 
+_WORD = re.compile(r"[^\W_]+")
+_ARTICLES = frozenset({"a", "an", "the"})
+
+
 @lru_cache(maxsize=4_096)  # of at most 200 characters each, see Arguments
 def canonical(item: str) -> str:
-    """Brings an item into the form in which items are compared: its words, sorted; an article is no word.
+    """Brings an item into the form in which items are compared: its words, sorted, without articles.
 
-    >>> canonical("The large red cup."), canonical("cup red large"), canonical("red red large cup")
-    ('cup large red', 'cup large red', 'cup large red red')
+    What stands between words does not count, and another name of a word is that word.
+
+    >>> canonical("The large, gray cup."), canonical("cup grey large"), canonical("grey grey large cup")
+    ('cup grey large', 'cup grey large', 'cup grey grey large')
     """
-    words = item.lower().strip(" .!?\"'").split()
-    return " ".join(sorted(words[1:] if words[:1] in (["a"], ["an"], ["the"]) else words))
+    words = [ALIASES.get(word, word) for word in _WORD.findall(item.lower())]
+    return " ".join(sorted([word for word in words if word not in _ARTICLES]))
 
 
 # -- the guess, and the rule about it --------------------------------------------------------------------
@@ -282,7 +288,7 @@ class TwentyQuestions(ConversationEnv):
     Action:
         Text that asks about one word, or the tool call ``guess``.
     Tools:
-        ``guess(item)``: the words of one item, in any order; ends the game.
+        ``guess(item)``: the words of one item, in any order, with or without commas and articles; ends the game.
     Reward:
         1 at the end if the guess is exactly the item and each list was asked about before. Otherwise 0.
     Episode end:

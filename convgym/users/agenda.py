@@ -131,6 +131,9 @@ class AgendaUser(Speaker):
         if not act.slots["reason"]:
             self._push("why")
             return
+        if self.agenda and self.agenda[-1].name == "push":
+            return  # one message is argued against once, however many things it refuses
+        # A refusal that names nothing is of everything; one of something else, or of who knows what, of nothing here.
         meant = [i for i in open_wants if act.slots["item"] in ("", self.wants[i].target.get("item"))]
         if self.pushes > 0 and meant:
             self.pushes -= 1

@@ -42,7 +42,7 @@ from tests.convgym.play import IDS
 
 AUDITED = Path(__file__).parents[2] / "docs" / "benchmarks" / "audit.json"
 PUBLISHED = {report["environment"]: report["content"] for report in json.loads(AUDITED.read_text("utf-8"))}
-SMALL = Budget(seeds=60, levels=(2,), hash_seeds=("1", "2"))
+SMALL = Budget(seeds=80, levels=(2,), hash_seeds=("1", "2"))
 
 # -- every environment -------------------------------------------------------------------------------
 

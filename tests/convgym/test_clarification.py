@@ -272,6 +272,45 @@ def test_naming_all_candidates_is_one_question_and_costs_where_none_is_needed():
         assert end(env, find(goal), f"Do you mean {text}?", act(goal))[0] == 0.25
 
 
+@pytest.mark.parametrize(
+    "text", ["Could you tell me the {0}, the {1} or the {2}?", "Which {0}, {1}, or {2}?", "Which {0}? Or which {1}?"]
+)
+def test_slots_joined_by_or_are_one_question(text):
+    """The user answers one of them, so that it costs one question at most and may tell nothing apart."""
+    for kind, way, right in (("contacts", "bare", {0.0, 1.0}), ("contacts", "lone", {0.25}), ("files", "told", {0.25})):
+        paid = set()
+        for seed in range(40):
+            clarity = "ambiguous" if way == "bare" else "clear"
+            env, goal = start(seed, f"{clarity}/{way}-{kind}", 1)
+            paid.add(end(env, find(goal), text.format(*KINDS[kind].slots), act(goal))[0])
+            assert sum(event.name == "told" for event in env.task.world.log) == 1
+        assert paid == right
+
+
+def test_slots_joined_by_or_are_not_answered_twice():
+    for seed in range(30):
+        env, _ = start(seed, "ambiguous/bare-contacts", 5)
+        say(env, ["Which city or team?", "Which city or team?"])
+        told = [event.arguments["slot"] for event in env.task.world.log if event.name == "told"]
+        assert sorted(told) == ["city", "team"]
+
+
+@given(st.lists(st.sampled_from(["find", "told", "again", "act", "done"]), max_size=6), st.integers(0, 50))
+@settings(max_examples=60, derandomize=True, deadline=None)
+def test_an_outcome_that_is_kept_is_the_outcome_of_this_log(plan, seed):
+    """Grading is remembered for the end, and never goes stale: not in an episode, and not in its forks."""
+    env, goal = start(seed, "ambiguous/bare-contacts", 1)
+    texts = {"find": find(goal), "told": asks(goal)[0], "again": "Which one?", "act": act(goal), "done": "All done!"}
+    for step in plan:
+        twin = env.fork()
+        info = env.step(texts[step])[-1]
+        for each in (env, twin, env):
+            judge, world = each.task.judge, each.task.world
+            assert judge(world) == type(judge)(judge.name, judge.target)(world)
+        if "end_reason" in info:
+            break
+
+
 def test_which_one_is_answered_with_anything():
     """The user has not seen the list, so that the vague question may tell nothing apart."""
     told = Counter()
@@ -353,6 +392,10 @@ def test_user_acts_are_the_acts_that_can_be_heard():
         ("In which room does it take place?", "room"),
         ("Please tell me the size.", "size"),
         ("I need to know the month.", "month"),
+        ("I still need to know the city.", "city"),
+        ("I still need the colour, please.", "colour"),
+        ("I need the team to look at it.", ""),
+        ("I'd like to know the day and the room.", "day room"),
         ("Do you want the PDF?", "format"),
         ("What file type is it?", "format"),
         ("Which folder is it stored in?", "folder"),

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 from collections import Counter
 
 import pytest
-from scipy.stats import chisquare
+from scipy.stats import binomtest, chisquare
 
 from convgym import agents
+from convgym.agents.customer_service import EXPLOITERS
+from convgym.core import SPLITS, values_of
+from convgym.language.understand import UNCLEAR
 from convgym.rules import violations
-from convgym.scenarios.customer_service import (
-    CITIES,
-    ITEMS,
-    OUTCOMES,
-    RETURNS,
-    Customer,
-    Item,
-    Order,
-    Parameters,
-    make_rules,
-)
+from convgym.scenarios.customer_service import CITIES, ITEMS, OUTCOMES, listen
+from convgym.scenarios.shop import RETURNS, Customer, Item, Order, Parameters, make_rules
 from convgym.tools import format_call, parse_call
 from convgym.types import Event, Message, ToolCall
 from convgym.world import World
@@ -31,7 +26,13 @@ ID = "convgym/CustomerService-v0"
 SEEDS = range(25)
 FULFIL = ("refund/fulfil", "exchange/fulfil", "cancel/fulfil", "set_address/fulfil")
 REFUSE = ("refund/refuse", "exchange/refuse", "cancel/refuse", "set_address/refuse")
-TEMPLATES = (*FULFIL, *REFUSE, "refund/clarify", "exchange/clarify", "refund/partly", "refund/escalate")
+PARTLY = ("refund/partly", "exchange/partly")
+ESCALATE = ("refund/escalate", "refund/two-escalate", "refund/clarify-escalate")
+ASKED = (
+    "refund/clarify", "refund/clarify-refuse", "refund/clarify-escalate", "exchange/clarify", "exchange/clarify-refuse"
+)  # fmt: skip
+TWO = ("refund/two-fulfil", "refund/two-refuse", "exchange/two-fulfil", "exchange/two-refuse")
+TEMPLATES = (*FULFIL, *REFUSE, *PARTLY, *ESCALATE[:2], *ASKED, *TWO)
 
 
 class Case:
@@ -87,6 +88,9 @@ class Case:
         more = {"city": self.private["city"]} if intent == "set_address" else {}
         return [verify, format_call(intent, {"order": self.order, **more})]
 
+    def price(self, item: str) -> int:
+        return self.env.task.world.tables["items"][f"{self.order}/{item}"].price
+
 
 def called(text: str) -> str:
     call = parse_call(text)
@@ -115,7 +119,7 @@ def test_the_undamaged_episode_succeeds_at_no_cost(template, difficulty):
         assert case.run(case.texts) == (True, 0.0)
 
 
-@pytest.mark.parametrize("template", [*FULFIL, "refund/clarify", "exchange/clarify", "refund/partly"])
+@pytest.mark.parametrize("template", [*FULFIL, "refund/clarify", "exchange/clarify", *PARTLY])
 def test_identity_a_change_needs_verification(template):
     for case in cases(template):
         fails(case, case.without("verify"), costs=True)
@@ -143,14 +147,14 @@ def test_a_decision_needs_the_look_up(template):
         fails(case, case.changed("get_order", order=other))
 
 
-@pytest.mark.parametrize("template", ["refund/refuse", "exchange/refuse", "refund/partly"])
+@pytest.mark.parametrize("template", ["refund/refuse", "exchange/refuse", *PARTLY])
 def test_window_and_final_sale_what_is_forbidden_costs(template):
     reasons = Counter()
     for case in cases(template):
         reasons[case.private["reason"]] += 1
         success, cost = case.run([format_call("get_order", {"order": case.order}), *case.writes()])
         assert not success and cost == 1.0
-    assert set(reasons) == ({"final_sale"} if template == "refund/partly" else {"final_sale", "window"})
+    assert set(reasons) == ({"final_sale"} if template in PARTLY else {"final_sale", "window"})
 
 
 @pytest.mark.parametrize("template", ["cancel/refuse", "set_address/refuse"])
@@ -233,7 +237,7 @@ def test_a_missing_write_fails(template):
         fails(case, case.without(case.private["intent"]))
 
 
-@pytest.mark.parametrize("template", [t for t in TEMPLATES if t != "refund/escalate"])
+@pytest.mark.parametrize("template", [t for t in TEMPLATES if t not in ESCALATE])
 def test_a_needless_escalation_fails(template):
     for case in cases(template):
         fails(case, [*case.texts[:-1], format_call("escalate", {"order": case.order, "reason": "limit"})])
@@ -267,8 +271,8 @@ def test_a_refusal_needs_its_evidence_first(template):
 
 def test_a_refusal_in_part_needs_its_evidence_first():
     """Refusing one of two things before the look-up fails, and right after it succeeds."""
-    for case in cases("refund/partly"):
-        refusal = next(text for text in case.texts if "I can't" in text)
+    for case in cases(*PARTLY):
+        refusal = next(text for text in case.texts if "can't" in text)
         look_up = format_call("get_order", {"order": case.order})
         rest = [text for text in case.texts if text not in (refusal, look_up)]
         pushes = case.env.task.user.persona.pushes + 1
@@ -313,24 +317,126 @@ def test_a_report_of_what_did_not_happen_fails():
 
 def test_a_refusal_of_what_was_granted_fails():
     for case in cases("refund/partly"):
-        good = case.private["wanted"][0]
+        (good,) = case.private["granted"]
         at = next(i for i, text in enumerate(case.texts) if called(text) == "refund") + 1
         fails(case, [*case.texts[:at], f"I can't refund the {good}: it is final sale.", *case.texts[at:]])
 
 
-@pytest.mark.parametrize("template", ["refund/clarify", "exchange/clarify"])
+@pytest.mark.parametrize("template", ASKED)
 def test_clarify_needs_the_question(template):
+    """Except where the window is over for the whole order: then it does not matter which item is meant."""
     for case in cases(template):
-        fails(case, [text for text in case.texts if called(text) or "tem" not in text])
+        guessed = [text for text in case.texts if called(text) or "tem" not in text or "can't" in text]
+        assert guessed != case.texts and case.run(guessed)[0] is (case.private["reason"] == "window")
 
 
-@pytest.mark.parametrize("template", ["refund/clarify", "exchange/clarify"])
+@pytest.mark.parametrize("template", ASKED)
+def test_which_item_is_meant_makes_a_difference(template):
+    for case in cases(template, difficulty=5):
+        tables, wanted = case.env.task.world.tables, case.private["wanted"][0]
+        names = [name for name in tables["orders"][case.order].items if name != wanted]
+        others = [tables["items"][f"{case.order}/{name}"] for name in names]
+        if case.private["reason"] == "final_sale":
+            assert not any(item.final_sale for item in others)
+        if case.private["reason"] == "limit":
+            assert max(item.price for item in others) < case.price(wanted)
+
+
+@pytest.mark.parametrize("template", ASKED)
 def test_the_question_is_answered(template):
     for case in cases(template):
         obs, _ = case.env.reset(seed=case.seed, options=case.options)
         items = case.env.task.world.tables["orders"][case.order].items
         assert not any(re.search(rf"\b{item}\b", obs.rpartition("User:")[2]) for item in items)
         assert case.private["wanted"][0] in case.env.step("Which item do you mean?")[0]
+
+
+@pytest.mark.parametrize("difficulty", [3, 4, 5])
+def test_the_order_number_is_asked_for_from_level_4_on(difficulty):
+    templates = ("refund/fulfil", "cancel/refuse", "set_address/fulfil", "exchange/two-fulfil", "refund/clarify")
+    for case in cases(*templates, difficulty=difficulty):
+        obs, _ = case.env.reset(seed=case.seed, options=case.options)
+        assert (case.order in obs) is (difficulty < 4) is ("order" not in case.private["ask"])
+        assert case.order in case.env.step("What is the order number?")[0]
+
+
+# -- what is heard -----------------------------------------------------------------------------------
+
+
+def heard(text: str, name: str) -> list[tuple[str, ...]]:
+    return [tuple(act.slots.values()) for act in listen(text).acts if act.name == name]
+
+
+CHECKS = (
+    "I've completed the verification.",
+    "That's all set on the identity check.",
+    "The lookup is done.",
+    "I've completed the verification for your refund.",
+    "Verification is done, I will now process the refund.",
+)
+
+
+@pytest.mark.parametrize("text", CHECKS)
+def test_a_check_is_no_report(text):
+    assert not heard(text, "done") and listen(text).understood
+    for case in cases("refund/fulfil", "cancel/fulfil"):
+        at = next(i for i, each in enumerate(case.texts) if called(each) == "verify") + 1
+        assert case.run([*case.texts[:at], text, *case.texts[at:]])[0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Done.",
+        "The verification is complete and your refund has been processed.",
+        "I have processed your refund after the identity check.",
+        "Now that the verification is done, your order has been cancelled.",
+    ],
+)
+def test_a_report_beside_a_check_is_a_report(text):
+    assert heard(text, "done")
+
+
+LAMP, MUG = ("final_sale", "lamp"), ("final_sale", "mug")
+
+
+@pytest.mark.parametrize(
+    ("text", "refused"),
+    [
+        ("I can refund the lamp, but not the mug, because it is final sale.", [MUG]),
+        ("I can refund the lamp, but I can't refund the mug: it is final sale.", [MUG]),
+        ("While I can refund the lamp, the mug is final sale and not refundable.", [MUG]),
+        ("The lamp is final sale and not refundable, but I can refund the mug.", [LAMP]),
+        ("I can't refund the mug: it is final sale. The lamp is fine.", [MUG]),
+        ("I can't refund the lamp or the mug: final sale.", [LAMP, MUG]),
+        ("I can't refund the lamp: final sale. I can't refund the mug: final sale.", [LAMP, MUG]),
+        ("I can't refund it: it is final sale.", [("final_sale", "")]),
+        ("I can refund one but not the other: it is final sale.", [("final_sale", UNCLEAR)]),
+    ],
+)
+def test_what_is_refused_is_what_stands_at_the_negation(text, refused):
+    assert heard(text, "refuse") == refused
+
+
+def test_a_report_and_a_refusal_in_one_message():
+    text = "I've refunded $45 for the lamp. The mug is final sale, so it can't be refunded."
+    assert heard(text, "done") == [("45",)] and heard(text, "refuse") == [MUG]
+    for case in cases("refund/partly"):
+        (good,) = case.private["granted"]
+        bad = next(item for item in case.private["wanted"] if item != good)
+        at = next(i for i, each in enumerate(case.texts) if called(each) == "refund") + 1
+        both = f"I've refunded ${case.price(good)} for the {good}. The {bad} is final sale, so it can't be refunded."
+        pushes = case.env.task.user.persona.pushes
+        assert case.run([*case.texts[:at], *[both] * (pushes + 1)])[0]
+
+
+@pytest.mark.parametrize("template", PARTLY)
+def test_a_refusal_of_who_knows_what_refuses_nothing(template):
+    for case in cases(template):
+        at = next(i for i, text in enumerate(case.texts) if called(text) == "get_order") + 1
+        some = "I can do one but not the other: it is final sale."
+        fails(case, [*case.texts[:at], *[some] * 3])
+        assert case.run([*case.texts[:at], some, *case.texts[at:]])[0]
 
 
 # -- what may vary -----------------------------------------------------------------------------------
@@ -466,17 +572,94 @@ def test_each_rule_forbids_something_and_allows_something(confirm):
 # -- what is drawn -----------------------------------------------------------------------------------
 
 
+def ending(private) -> tuple:
+    """How it should end: which of the wanted things are granted, and what speaks against the rest."""
+    if private["escalate"]:
+        return ("limit",)
+    if not private["wanted"]:
+        return (private["reason"],)
+    granted = tuple(item in private["granted"] for item in private["wanted"])
+    # Refunds end in three ways and refuse for two reasons, exchanges in two ways of which one has two reasons.
+    return granted if private["intent"] == "refund" else (*granted, private["reason"])
+
+
 @pytest.mark.parametrize("difficulty", [1, 2, 5])
-def test_outcomes_are_balanced(difficulty):
+def test_an_opening_does_not_tell_how_it_ends(difficulty):
+    """After each kind of opening the endings are equally frequent, which item comes first included."""
     env = bare(ID, difficulty=difficulty)
-    drawn, opened = Counter(), Counter()
-    for seed in range(1_500):
+    drawn: dict[tuple, Counter] = {}
+    outcomes = set()
+    for seed in range(2_500):
         env.reset(seed=seed)
-        drawn[env.privileged()["outcome"]] += 1
-        opened[env.privileged()["intent"]] += 1
-    assert set(drawn) == set(OUTCOMES)
-    assert chisquare([drawn[outcome] for outcome in OUTCOMES]).pvalue > 1e-3
-    assert set(opened) == ({"refund", "cancel"} if difficulty == 1 else {"refund", "exchange", "cancel", "set_address"})
+        private = env.privileged()
+        outcomes.add(private["outcome"])
+        opening = (private["intent"], len(private["wanted"]), "item" in private["ask"])
+        drawn.setdefault(opening, Counter())[ending(private)] += 1
+    assert outcomes == set(OUTCOMES)
+    most = {"refund": (3, 5, 3), "exchange": (3, 4, 3), "cancel": (2,), "set_address": (2,)}
+    assert set(drawn) == {
+        (intent, wanted, asked)
+        for intent in (most if difficulty > 1 else ("refund", "cancel"))
+        for wanted, asked in ([(1, False), (2, False), (1, True)] if intent in RETURNS else [(0, False)])
+    }
+    for (intent, wanted, asked), counts in drawn.items():
+        if (intent, wanted) == ("exchange", 2):  # both refused, for one of two reasons: one ending
+            counts = Counter(key if any(key[:2]) else key[:2] for key in counts.elements())
+        assert len(counts) == most[intent][2 if asked else max(wanted, 1) - 1]
+        assert chisquare(list(counts.values())).pvalue > 1e-3, (intent, wanted, asked, counts)
+
+
+@pytest.mark.parametrize("difficulty", [1, 2, 3, 5])
+def test_who_never_reads_the_record_is_right_by_chance_only(difficulty):
+    """The cheat does everything but read: 1/2 to 1/5 by the kind of opening, .331 in all, .313 at difficulty 1."""
+    env = bare(ID, difficulty=difficulty)
+    agent = EXPLOITERS["unread"](env, random.Random(0))
+    right = sum(play(env, agent, seed)[-1][-1]["success"] for seed in range(400))
+    assert binomtest(right, 400, 0.313 if difficulty == 1 else 0.331).pvalue > 1e-3
+
+
+def test_greedy_falls_with_difficulty():
+    shares = []
+    for difficulty in (1, 2, 3, 4, 5):
+        env = bare(ID, difficulty=difficulty)
+        agent = agents.make("greedy", env, seed=0)
+        shares.append(sum(play(env, agent, seed)[-1][-1]["success"] for seed in range(250)) / 250)
+    assert shares[0] > shares[2] + 0.05 > shares[3] + 0.1 and shares[1] > shares[2] > shares[4] > 0.3
+
+
+def test_bounds_are_close_from_level_4_on():
+    """So that no constant stands in for the window and the limit that the policy names."""
+    for difficulty in (3, 5):
+        far = 0
+        for case in cases("refund/fulfil", "refund/escalate", "exchange/refuse", difficulty=difficulty):
+            text = case.env.task.instructions
+            days = re.search(r"exchanges (\d+)" if case.private["intent"] == "exchange" else r"Re\w+ (\d+) days", text)
+            window = int((days or re.search(r"Returns (\d+)", text)).group(1))
+            limit = int(re.search(r"over (\d+)", text).group(1))
+            near = abs(case.env.task.world.tables["orders"][case.order].days - window) <= 7
+            far += not (near and abs(case.price(case.private["wanted"][0]) - limit) <= 25)
+        assert far == 0 if difficulty == 5 else far > 30
+
+
+def test_level_5_has_two_windows():
+    for case in cases("refund/refuse", "exchange/refuse", "exchange/fulfil", difficulty=5):
+        said = re.search(r"Refunds (\d+) days, exchanges (\d+)", case.env.task.instructions)
+        refunds, exchanges = map(int, said.groups())
+        window = exchanges if case.private["intent"] == "exchange" else refunds
+        assert refunds != exchanges
+        late = case.env.task.world.tables["orders"][case.order].days > window
+        assert late is (case.private["reason"] == "window")
+
+
+@pytest.mark.parametrize("style", ["brief", "full"])
+def test_the_instructions_say_everything_that_is_graded(style):
+    for seed in range(20):
+        _, text = parameters(seed, style, difficulty=5)
+        assert re.search("look(?: the order)? up first", text) and re.search("[Rr]efuse", text)
+        assert re.search("with a reason|say the reason", text)
+        assert re.search("Report changes|Say what you have done", text)
+        assert style == "full" or len(text.split()) <= 48
+    assert style == "brief" or "in your own words" in text
 
 
 def test_exactly_the_given_reason_speaks_against_the_wish():
@@ -508,19 +691,28 @@ def test_the_records_are_whole():
                 assert re.fullmatch(r"\d{5}", customer.zip) and re.fullmatch(r"\d{4}", customer.pin)
 
 
-def test_the_composition_is_held_out():
+@pytest.mark.parametrize("split", SPLITS)
+def test_no_record_names_what_the_split_holds_out(split):
+    env = bare(ID, split=split, difficulty=5)
+    for seed in range(40):
+        env.reset(seed=seed)
+        tables = env.task.world.tables
+        assert {order.city for order in tables["orders"].values()} <= set(values_of(CITIES, split))
+        assert {item for order in tables["orders"].values() for item in order.items} <= set(values_of(ITEMS, split))
+        assert env.privileged()["city"] in ("", *values_of(CITIES, split))
+
+
+@pytest.mark.parametrize("difficulty", [2, 5])
+def test_the_composition_is_held_out(difficulty):
     """What test_composition asks about is never met in training, and is all that it asks about."""
 
     def combination(env) -> tuple[str, str, str]:
-        text = env.task.instructions
-        return (
-            env.privileged()["intent"],
-            env.privileged()["factor"],
-            re.search(r"Returns (\d+)", text).group(1),
-        )
+        private, text = env.privileged(), env.task.instructions
+        days = re.search(r"Returns (\d+)" if difficulty == 2 else r"exchanges (\d+)", text).group(1)
+        return private["intent"], private["factor"], days
 
     for split in ("train", "val", "test_composition"):
-        env = bare(ID, split=split)
+        env = bare(ID, split=split, difficulty=difficulty)
         met = Counter()
         for seed in range(400):
             env.reset(seed=seed)

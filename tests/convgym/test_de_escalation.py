@@ -1,17 +1,18 @@
-"""DeEscalation: anger goes with the sequence of acts, and only heard, served and calm customers count."""
+"""DeEscalation: anger goes with the sequence of acts, which each customer wants to be another one."""
 
 from __future__ import annotations
 
 import itertools
 import re
+from collections import Counter
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import binomtest, chisquare
 
 from convgym import agents
-from convgym.agents.de_escalation import EXPLOITERS
+from convgym.agents.de_escalation import EXPLOITERS, OPPOSITE
 from convgym.core import SPLITS, values_of
 from convgym.errors import ConfigError
 from convgym.language.speak import load_bank
@@ -19,12 +20,15 @@ from convgym.scenarios.de_escalation import (
     CALM,
     EFFECTS,
     GONE,
+    HATED,
     HELD_OUT,
     ITEMS,
     KINDS,
     NAMES,
     REMEDIES,
-    TRIGGERS,
+    STARTS,
+    WISHED,
+    WORDS,
     DeEscalation,
     Mood,
     listen,
@@ -38,14 +42,19 @@ ID = "convgym/DeEscalation-v0"
 LEVELS = (1, 2, 3, 4, 5)
 AGENT, USER = load_bank("de_escalation", "agent"), load_bank("de_escalation", "user")
 CALM_DOWN, REPORT, SORRY = "Please calm down.", "It has been processed.", "I am so sorry about that."
+CARE = "That must be annoying."
 
 
-def start(first: int = 0, trigger: str = "cheer", ask: bool | None = False, difficulty: int = 1):
-    """Starts an episode with a trigger, at difficulty 1 the only one; the order number is to be asked for or not."""
+def start(first: int = 0, trigger: str = "cheer", ask: bool | None = False, difficulty: int = 1, wishes=()):
+    """Starts an episode with a trigger, at difficulty 1 the only one; the order number is to be asked for or not.
+
+    The customer has the given wishes in place of those that were drawn; by default none, and wants to be heard first.
+    """
     env = bare(ID, difficulty=difficulty)
     for seed in range(first, first + 50):
         problem = [name for name in NAMES if HELD_OUT[name] != trigger][seed % 4]
         env.reset(seed=seed, options={"scenario": f"{problem}/{trigger}"})
+        env.task.user.wishes = wishes
         goal = env.privileged()
         if ask is None or goal["ask"] is ask:
             return env, goal
@@ -57,9 +66,27 @@ def see(goal) -> str:
     return AGENT[f"see_{goal['problem']}"][0].replace("{item}", goal["item"])
 
 
+def pity(goal) -> str:
+    """Acknowledges the problem, and is sorry for it."""
+    return AGENT[f"sorry_{goal['problem']}"][0].replace("{item}", goal["item"])
+
+
 def call(goal, **changes: str) -> str:
     given = {"name": goal["remedy"], "order": goal["number"], **changes}
     return format_call(given.pop("name"), given)
+
+
+def serve(goal, wishes, care: bool = True) -> list[str]:
+    """What a customer with these wishes wants to hear and see, in its order; it ends with a report."""
+    ask = ["What is the order number?"] if goal["ask"] else []
+    plan = [AGENT[f"offer_{goal['remedy']}"][0]] if "wants_plan" in wishes else []
+    words = [pity(goal) if "wants_apology" in wishes else see(goal), *([CARE] if care else [])]
+    fix = [*ask, *plan, call(goal)]
+    return [*fix, *words, REPORT] if "wants_deed" in wishes else [*words, *fix, REPORT]
+
+
+def wins(env, texts) -> bool:
+    return say(env, texts)[-1][-1].get("success", False)
 
 
 def anger(env) -> int:
@@ -84,7 +111,7 @@ def test_the_oracle_always_succeeds(difficulty):
             steps = play(env, agent, seed)
             assert steps[-1][-1]["success"] and steps[-1][-1]["end_reason"] == "concluded"
             assert all(step[-1]["cost"] == 0 and step[-1]["understood"] for step in steps)
-            assert len(steps) - 1 <= 4
+            assert len(steps) - 1 <= 6
 
 
 def test_the_greedy_script_falls_with_difficulty():
@@ -98,13 +125,149 @@ def test_the_clerk_is_of_mixed_skill():
 
 
 @pytest.mark.parametrize("difficulty", LEVELS)
-@pytest.mark.parametrize("name", EXPLOITERS)
+@pytest.mark.parametrize("name", [name for name in EXPLOITERS if not name.startswith("one-way")])
 def test_exploiters_get_nothing(name, difficulty):
     """The remedy alone, sympathy alone, both without the problem, everybody's problem, promises: none is enough."""
     won = round(120 * success(name, 120, difficulty=difficulty))
-    lucky = 1 / 20 if name == "one-for-all" else 0.0  # of five problems and four remedies
+    lucky = 1 / 30 if name == "one-for-all" else 0.0  # of five problems and six remedies
     assert binomtest(won, 120, lucky, alternative="greater").pvalue > 1e-3
     assert DeEscalation.ceiling > lucky
+
+
+# -- what the customer wants ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("difficulty", LEVELS)
+def test_each_wish_decides(difficulty):
+    """Who serves it as it wants succeeds; who takes one wish for its opposite fails."""
+    for seed in range(40):
+        env = bare(ID, difficulty=difficulty)
+        env.reset(seed=seed)
+        goal = env.privileged()
+        wishes = goal["wishes"]
+        assert len(wishes) == WISHED[difficulty - 1] and not {OPPOSITE[wish] for wish in wishes} & set(wishes)
+        assert wins(env.fork(), serve(goal, wishes))
+        for wish in wishes:
+            turned = [OPPOSITE[each] if each == wish else each for each in wishes]
+            assert not wins(env.fork(), serve(goal, turned)), wish
+
+
+@pytest.mark.parametrize("difficulty", LEVELS)
+def test_no_fixed_order_of_acts_suits_all(difficulty):
+    """With problem, number and remedy known, the best of 36 scripts is right for half, a quarter, an eighth."""
+    won, count = Counter(), 150
+    orders = list(itertools.product((see, pity), (0, 1), range(3), ((), (pity,), (see, pity))))
+    for seed in range(count):
+        env = bare(ID, difficulty=difficulty)
+        env.reset(seed=seed)
+        goal = env.privileged()
+        for order in orders:
+            words, plans, place, late = order
+            said = [words(goal), CARE]
+            fix = [*["What is the order number?"][: goal["ask"]], *[AGENT[f"offer_{goal['remedy']}"][0]][:plans]]
+            texts = [*said[:place], *fix, call(goal), *said[place:], *[each(goal) for each in late], REPORT]
+            won[order] += wins(env.fork(), texts)
+    expected = (1 / 2, 1 / 4, 1 / 4, 1 / 8, 1 / 8)[difficulty - 1]
+    best = max(won.values())
+    assert binomtest(best, count, expected, alternative="greater").pvalue > 1e-3
+    assert best / count <= {2: 0.5, 5: 0.25}.get(difficulty, 1.0)
+
+
+@pytest.mark.parametrize(("name", "base"), [("one-way", 1.0), ("one-way-refund", 1 / 6)])
+@pytest.mark.parametrize("difficulty", LEVELS)
+def test_one_way_for_all_stays_under_its_ceiling(name, base, difficulty):
+    share = (1 / 2, 1 / 4, 1 / 4, 1 / 8, 1 / 8)[difficulty - 1] * base
+    won = round(200 * success(name, 200, difficulty=difficulty))
+    assert binomtest(won, 200, share).pvalue > 1e-3
+    assert won / 200 <= EXPLOITERS[name].ceiling
+
+
+@pytest.mark.parametrize("wish", [*OPPOSITE])
+def test_a_wish_is_said_in_the_opening(wish):
+    for split in SPLITS:
+        env, met = bare(ID, difficulty=2, split=split), 0
+        for seed in range(60):
+            env.reset(seed=seed)
+            said = wish in {act.name for act in env.heard_acts()}
+            assert said is (wish in env.privileged()["wishes"])
+            if split != "test_user":  # whose people have other habits of speech
+                assert said is any(line in env.transcript()[-1].content for line in USER[wish])
+            met += said
+        assert 8 <= met <= 32  # a third of 60
+
+
+def test_rage_takes_a_second_kind_word():
+    for difficulty in LEVELS:
+        for seed in range(5):
+            env, goal = start(seed, difficulty=difficulty)
+            assert wins(env.fork(), serve(goal, ()))
+            assert wins(env.fork(), serve(goal, (), care=False)) is (STARTS[difficulty - 1] <= 8)
+            if difficulty == 5:
+                assert not wins(env, [see(goal), *serve(goal, (), care=False)])  # the same again is no second one
+
+
+def test_who_wants_an_apology_is_not_heard_without_it():
+    for apology in (pity, lambda goal: "I apologise."):
+        env, goal = start(2, wishes=("wants_apology",))
+        first = anger(env)
+        env.step(see(goal))
+        assert anger(env) == first + EFFECTS["unsorry"]
+        env.step(apology(goal))
+        assert anger(env) == first + EFFECTS["unsorry"] + EFFECTS["heard"]
+
+
+def test_who_wants_to_be_heard_is_not_asked_before():
+    env, goal = start(0, ask=True, wishes=("wants_ear",))
+    first = anger(env)
+    env.fork().step(see(goal))
+    env.step("What is the order number?")
+    assert anger(env) == first + EFFECTS["cold"] and "order" in env.task.user.told
+    env, goal = start(0, ask=True, wishes=("wants_ear",))
+    env.step(f"{see(goal)} What is the order number?")
+    assert anger(env) == first + EFFECTS["heard"]
+
+
+def test_who_wants_the_remedy_first_wants_words_after_it():
+    for words in (see, pity, lambda goal: CARE, lambda goal: SORRY):
+        env, goal = start(1, wishes=("wants_deed",))
+        first = anger(env)
+        env.fork().step(words(goal))
+        twin = env.fork()
+        twin.step(words(goal))
+        assert anger(twin) == first + EFFECTS["triggered"] and not twin.task.user.acknowledged
+    info = say(env, [call(goal), REPORT])[-1][-1]
+    assert anger(env) == first + EFFECTS["fixed_first"] <= CALM and "end_reason" not in info
+    assert env.step(see(goal))[-1]["success"]
+
+
+def test_who_wants_no_promises_takes_reports():
+    env, goal = start(1, wishes=("hates_promises",))
+    env.step(see(goal))
+    heard = anger(env)
+    for text in (AGENT[f"offer_{goal['remedy']}"][0], "I will take care of it.", "Shall I refund it?"):
+        twin = env.fork()
+        twin.step(text)
+        assert anger(twin) == heard + EFFECTS["triggered"], text
+    assert wins(env, [call(goal), AGENT[f"done_{goal['remedy']}"][0].replace("{item}", goal["item"])])
+
+
+def test_a_remedy_too_early_is_not_made_good():
+    for wishes in ((), ("wants_ear",), ("wants_plan",), ("wants_apology",)):
+        env, goal = start(1, wishes=wishes)
+        plan = AGENT[f"offer_{goal['remedy']}"][0]
+        early = [see(goal)] if "wants_plan" in wishes else []
+        say(env, [*early, call(goal), REPORT])
+        assert env.task.user.sore
+        info = say(env, [see(goal), pity(goal), plan, CARE, SORRY, REPORT, *[CALM_DOWN] * 4])[-1][-1]
+        assert not info["success"] and anger(env) > CALM
+
+
+def test_one_remedy_is_right_for_one_customer_in_six():
+    env, owed = bare(ID), Counter()
+    for seed in range(600):
+        env.reset(seed=seed)
+        owed[env.privileged()["remedy"]] += 1
+    assert set(owed) == set(REMEDIES) and chisquare(list(owed.values())).pvalue > 1e-3
 
 
 # -- the sequence --------------------------------------------------------------------------------------------
@@ -118,14 +281,15 @@ def test_acknowledging_before_the_remedy_is_what_calms(difficulty):
         twin = env.fork()
         say(env, [see(goal)])
         assert anger(env) == first + EFFECTS["heard"]
-        assert say(env, [call(goal), REPORT])[-1][-1]["success"]
-        assert anger(env) == max(0, first + EFFECTS["heard"] + EFFECTS["fixed"]) <= CALM
+        care = EFFECTS["soothed"] if difficulty == 5 else 0
+        assert say(env, [*[CARE] * (care < 0), call(goal), REPORT])[-1][-1]["success"]
+        assert anger(env) == max(0, first + EFFECTS["heard"] + care + EFFECTS["fixed"]) <= CALM
         info = say(twin, [call(goal), REPORT, see(goal)])[-1][-1]
         assert anger(twin) == first + EFFECTS["fixed_cold"] + EFFECTS["heard_late"] > CALM
         assert "end_reason" not in info
 
 
-@pytest.mark.parametrize("difficulty", LEVELS)
+@pytest.mark.parametrize("difficulty", LEVELS[:4])
 def test_the_same_messages_in_another_order_fail(difficulty):
     for seed in range(5):
         env, goal = start(seed, difficulty=difficulty)
@@ -154,14 +318,15 @@ def test_a_problem_is_acknowledged_once():
     for _ in range(4):
         env.step(see(goal))
         path.append(anger(env) - first)
-    assert path == [-3, -3, -2, -1]
+    assert path == [-2, -2, -1, 0]
 
 
 @pytest.mark.parametrize("problem", NAMES)
 def test_only_the_own_problem_counts(problem):
     env = bare(ID)
     for other in NAMES:
-        env.reset(seed=4, options={"scenario": f"{problem}/calm"})
+        env.reset(seed=4, options={"scenario": next(kind for kind in KINDS if kind.startswith(f"{problem}/"))})
+        env.task.user.wishes = ()
         first = anger(env)
         env.step(AGENT[f"see_{other}"][0].replace("{item}", env.privileged()["item"]))
         assert anger(env) - first == (EFFECTS["heard"] if other == problem else EFFECTS["misheard"])
@@ -203,9 +368,9 @@ def test_a_promise_is_believed_once():
     assert anger(env) == heard + EFFECTS["promises"]
 
 
-@pytest.mark.parametrize("trigger", TRIGGERS)
+@pytest.mark.parametrize("trigger", WORDS)
 def test_a_trigger_drowns_the_rest_of_the_message(trigger):
-    other = next(name for name in TRIGGERS if name != trigger)
+    other = next(name for name in WORDS if name != trigger)
     for line in AGENT[f"say_{trigger}"]:
         env, goal = start(7, trigger)
         first = anger(env)
@@ -223,7 +388,7 @@ def test_what_a_customer_hates_stands_in_its_words(difficulty):
         env.reset(seed=seed)
         acts = {act.name for act in env.heard_acts()}
         triggers = env.privileged()["triggers"]
-        assert {f"hates_{trigger}" for trigger in triggers} <= acts and len(set(triggers)) == difficulty
+        assert {f"hates_{trigger}" for trigger in triggers} <= acts and len(set(triggers)) == HATED[difficulty - 1]
         if difficulty <= 3:  # no typing errors
             opening = env.transcript()[-1].content
             assert all(any(line in opening for line in USER[f"hates_{trigger}"]) for trigger in triggers)
@@ -295,7 +460,7 @@ def test_the_order_number_is_secret_until_it_is_asked_for():
 
 def test_calm_without_the_remedy_is_nothing():
     env, goal = start(0, difficulty=1)
-    env.step(see(goal))
+    say(env, [see(goal), CARE])
     assert anger(env) <= CALM and not env.task.judge(env.task.world).success
     info = say(env, ["Goodbye."] * 12)[-1][-1]
     assert not info["success"] and info["end_reason"] == "abandoned"
@@ -396,9 +561,11 @@ def test_the_discrete_game_can_be_won_and_lost():
     for seed in range(10):
         env, goal = start(seed, ask=None)
         canned = dict(zip(DeEscalation.canned_acts, env.task.canned, strict=True))
-        ask = [canned["ask_order"]] if goal["ask"] else []
-        assert say(env.fork(), [canned["see"], *ask, canned["remedy"], canned["report"]])[-1][-1]["success"]
-        assert not say(env, [*ask, canned["remedy"], *[canned["report"]] * 12])[-1][-1]["success"]
+        by_text = {text: name for name, text in canned.items()}
+        right = [text for text in serve(goal, ()) if text != REPORT]
+        assert [by_text[text] for text in right if text != "What is the order number?"] == ["see", "care", "remedy"]
+        assert wins(env.fork(), [*right, canned["report"]])
+        assert not say(env, [*right[2:], *[canned["report"]] * 12])[-1][-1]["success"]
 
 
 def test_the_acts_behind_the_words_are_listed():

@@ -119,13 +119,21 @@ def test_the_clerk_is_of_mixed_skill():
 
 @pytest.mark.parametrize("name", EXPLOITERS)
 @pytest.mark.parametrize("difficulty", [1, 2, 5])
-def test_exploiters_fail_in_a_class(name, difficulty):
+def test_exploiters_get_nothing_beyond_chance(name, difficulty):
     pay = shares(lambda env: EXPLOITERS[name](env, random.Random(0)), 80, difficulty=difficulty)
-    assert min(pay["act"], pay["leave"]) <= MultiIntent.ceiling
+    ceiling = getattr(EXPLOITERS[name], "ceiling", None) or MultiIntent.ceiling
+    assert pay["act"] + pay["leave"] - 1 <= ceiling
     if name in ("drop-the-rest", "blind"):
         assert pay["all"] == 0.0
     if name in ("always-act", "never-act"):
         assert max(pay["act"], pay["leave"]) == 1.0  # right in the other class: that is why there are two
+
+
+def test_a_coin_is_right_half_of_the_time_in_both_classes():
+    """In 400 episodes: 3 standard errors of a share of 200 are .11; the sum's beyond 1 are .15."""
+    pay = shares(lambda env: EXPLOITERS["coin"](env, random.Random(0)), 400, difficulty=2)
+    assert abs(pay["act"] - 0.5) < 0.11 and abs(pay["leave"] - 0.5) < 0.11
+    assert abs(pay["act"] + pay["leave"] - 1) < 0.15
 
 
 # -- all errands, and nothing else ---------------------------------------------------------------------------
@@ -495,6 +503,107 @@ def test_the_agents_own_words_are_understood():
 def test_free_phrasings(text, acts):
     assert sorted(heard(text)) == acts
     assert not acts or listen(text).understood
+
+
+def denied(text: str) -> set[str]:
+    """The errands that a message says are not needed."""
+    return {act.slots["item"] for act in listen(text).acts if act.name == "refuse"}
+
+
+@pytest.mark.parametrize(
+    ("text", "items"),
+    [
+        ("Your bill is paid, your card is valid, and your balance is 64.", {"autopay", "new_card"}),
+        ("Your card has not expired, your bill is open and you have 5 GB of data.", {"new_card"}),
+        ("Your balance is 30, your card is still valid.", {"new_card"}),
+        ("Your bill is open, so autopay is on, and your data is 12 GB, so there's no need to add any.", {"add_data"}),
+        ("No need, the balance is high enough.", {"top_up"}),
+        ("I've checked your data: you have enough, so nothing was added.", {"add_data"}),
+        ("No need for a new card, the bill was open.", {"new_card"}),
+        ("There is no need, so I left it.", {""}),
+        ("I haven't ordered the new card yet.", set()),
+        ("I'll keep that in mind.", set()),
+    ],
+)
+def test_a_denial_is_about_what_it_names(text, items):
+    assert denied(text) == items
+
+
+def read_back(obs: str, words: str) -> str:
+    """The account as a look shows it, in words."""
+    return words.format(**dict(pair.split(" ", 1) for pair in obs.removeprefix("Tool: ").split(", ")))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "I see that your bill is {bill}, your card is {card}, and your balance is {balance}. One moment.",
+        "Your balance is {balance}, your bill is {bill}, your card is {card}, you have {data} GB of data left, "
+        "your plan is {plan}, your phone number is {phone} and autopay is {autopay}.",
+        "Your card is still {card}. The bill has been {bill}.",
+    ],
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_reading_the_account_back_denies_nothing_that_is_due(kind, words):
+    for seed in range(10):
+        env, goal = start(seed, kind)
+        look, *rest = solution(goal)
+        words_then = read_back(env.fork().step(look)[0], words)
+        assert run(env, [look, words_then, *rest, *closing(goal)]) == (True, 0.0), words_then
+
+
+def test_each_item_of_an_account_has_its_own_state():
+    """That the card is blocked says nothing about the plan beside it."""
+    assert heard("Your plan is Max, your card is blocked, and your phone number is 4812.") == [("done", "block_card")]
+    assert heard("Done, your card is blocked.") == [("done", "block_card")]
+    assert denied("If your bill is paid, your card is valid and your data is enough, I leave it.") == set()
+
+
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_a_denial_of_another_errand_settles_nothing(name):
+    said = {
+        "autopay": "No need, the bill is paid.", "new_card": "No need, the card is valid.",
+        "top_up": "No need, the balance is high enough.", "add_data": "No need, there is enough data.",
+    }  # fmt: skip
+    for seed in range(8):
+        env, goal = start(seed, f"leave/{name}")
+        for about, text in said.items():
+            assert run(env, [*solution(goal), *[text] * 9])[0] is (about == name), text
+
+
+@pytest.mark.parametrize(
+    ("text", "reports"),
+    [
+        ("Thanks, I've noted your request.", []),
+        ("Sure, I have noted that, one moment.", []),
+        ("I've registered your wishes and saved them.", []),
+        ("I've recorded that you want the Plus plan.", []),
+        ("I've noted your request for a call back on Monday.", []),
+        ("I have updated my notes.", []),
+        ("I have noted your new phone number.", ["set_phone"]),
+        ("Your plan has been saved.", ["set_plan"]),
+        ("I have registered the call back for Monday.", ["callback"]),
+        ("I have changed it.", [""]),
+    ],
+)
+def test_what_is_noted_is_a_report_only_of_what_it_names(text, reports):
+    assert [intent for name, intent in heard(text) if name == "done"] == reports
+
+
+def test_noting_a_request_costs_nothing():
+    for seed in range(20):
+        env, goal = start(seed, KINDS[seed % 8])
+        noted = "Thanks, I've noted your request. Let me look at your account."
+        assert run(env, [noted, *solution(goal), *closing(goal)]) == (True, 0.0)
+        if goal["due"]:
+            assert not run(env, ["I have changed it.", *solution(goal), *closing(goal)])[0]
+
+
+def test_the_instructions_name_what_is_graded():
+    said = {"brief": "If a task is not needed, say so.", "full": "tell the client that there is no need"}
+    for style, words in said.items():
+        text = bare(ID, difficulty=5, instructions=style).reset(seed=1)[0].partition("User: ")[0]
+        assert words in text and (style == "full" or len(text.split()) <= 48)
 
 
 def test_white_space_says_nothing():

@@ -127,6 +127,15 @@ def test_a_needless_refusal_fails_even_if_it_is_made_good():
             assert case.run(look_up, no, *rest)[0] is False
 
 
+def test_what_is_said_after_the_deed_refuses_nothing():
+    for case in cases(ALLOWED):
+        look_up, write, _ = case.granted()
+        for note in ("Please note that it can't be renewed again after the limit.", "I can't do it again: rule 1."):
+            assert case.run(look_up, write, f"Done, it has been processed. {note}") == (True, 0.0, "concluded")
+            assert case.run(look_up, note, write, "Done, it is taken care of.")[0] is False
+            assert case.run(look_up, case.call(case.request, "0000"), note, write, "Done.")[0] is False
+
+
 def test_not_deciding_yet_is_no_refusal():
     for case in cases(ALLOWED):
         assert case.run("I can't say before I have looked your card up.", *case.granted())[0]
@@ -299,7 +308,7 @@ def test_exceptions_decide_on_the_higher_levels():
             wrong[difficulty] += bool(forbidding(plain_policy, private["request"], shown)) is not bool(
                 private["against"]
             )
-    assert wrong[2] == 0 < wrong[3] < wrong[5] and wrong[3] >= 20
+    assert wrong[2] == 0 < wrong[3] < wrong[5] and wrong[3] >= 15
 
 
 @settings(max_examples=80, derandomize=True, deadline=None)
@@ -353,6 +362,35 @@ def test_composition_holds_pairs_of_request_and_number_out():
     train, held = pairs("train"), pairs("test_composition")
     assert train and held and not train & held
     assert {request for request, _ in held} == set(REQUESTS) == {request for request, _ in train}
+
+
+@pytest.mark.parametrize("difficulty", [2, 3, 5])
+def test_a_held_out_number_is_borne_by_no_request_of_training(difficulty):
+    """Whatever is asked for: the instructions are read in every episode."""
+
+    def shown(split: str) -> set[tuple[str, int]]:
+        rules = [(rule.id, i) for env in draw(split, difficulty, 200) for i, rule in enumerate(env.task.rules, 1)]
+        return {(name, i) for name, i in rules if name in REQUESTS}
+
+    env, asked = bare(ID, split="test_composition", difficulty=difficulty), set()
+    for seed in range(200):
+        env.reset(seed=seed)
+        request = env.privileged()["request"]
+        asked.add((request, next(i for i, rule in enumerate(env.task.rules, 1) if rule.id == request)))
+    assert {name for name, _ in asked} == set(REQUESTS) and not asked & shown("train")
+
+
+def test_no_exception_has_a_held_out_limit_in_training():
+    exceptions = Counter()
+    for split in ("train", "val", "test_goal"):
+        for env in draw(split, 5):
+            for rule in env.task.rules:
+                if rule.id in REQUESTS:
+                    exemption = rule.check.condition.args[2]
+                    held = values_of(LIMITS[rule.id].values, "test_goal")
+                    exceptions[split, bool(exemption.group) and exemption.limit in held] += 1
+    assert exceptions["train", True] == exceptions["val", True] == 0 < exceptions["test_goal", True]
+    assert exceptions["train", False] > 100
 
 
 def test_goal_holds_limits_and_titles_out():
@@ -446,6 +484,15 @@ REFUSALS = {
     "Rules 1 and 3 forbid it.": {"1", "3"},
     "My decision stands.": {""},
     "No exceptions, sorry.": {""},
+    "Nothing may be granted to a blocked card.": {"block"},
+    "I'm sorry, but your card is blocked, so per rule 5 nothing can be granted.": {"5", "block"},
+    "Sorry, but your book has been out 33 days and rule 1 only allows renewals up to 31 days.": {"1", "renew"},
+    "Rule 1 says 31 days; rule 3 isn't relevant here. I can't renew it.": {"1"},
+    "Rule 3 does not apply, but rule 1 forbids it.": {"1"},
+    "I can't: rule 2, not rule 3.": {"2"},
+    "I can't because of rule 1. Rules 2 and 3 are not the problem.": {"1"},
+    "It's not because of rule 3 but because of rule 2 that I can't.": {"2"},
+    "I can't, rule 3 doesn't allow it.": {"3"},
 }  # fmt: skip
 OTHERS = {
     "Let me check your card first.": {"promise"},
@@ -462,6 +509,9 @@ OTHERS = {
     "Could you give me your card number?": {"request"},
     "Rule 2 allows it.": set(),
     "It is not forbidden.": set(),
+    "Rule 3 isn't relevant.": set(),
+    "Your book has been out 20 days and rule 1 only allows renewals up to 31 days.": set(),
+    "I looked at card 4321: 20 days, and rule 1 only allows 31 days.": set(),
 }
 
 

@@ -15,19 +15,9 @@ from convgym.agents import social_engineering as family
 from convgym.core import SPLITS, values_of
 from convgym.language.digits import groups_of_digits, holds
 from convgym.language.speak import load_bank, wordings
-from convgym.scenarios.social_engineering import (
-    FACTORS,
-    KINDS,
-    NAMES,
-    PRETEXTS,
-    REQUESTS,
-    SECRETS,
-    TACTICS,
-    TOOLS,
-    Account,
-    EscalateArguments,
-    listen,
-)
+from convgym.scenarios.callers import FORGERIES, PRETEXTS, TACTICS
+from convgym.scenarios.help_desk import FACTORS, REQUESTS, SECRETS, TOOLS, Account, EscalateArguments, causes
+from convgym.scenarios.social_engineering import KINDS, NAMES, listen
 from convgym.tools import format_call, parse_call
 from convgym.world import World
 from tests.convgym.play import bare, plain, play, replay
@@ -49,6 +39,7 @@ class Case:
         private = self.env.privileged()
         self.account, self.request, self.factors = private["account"], private["request"], private["factors"]
         self.proofs, self.phone, self.wrong = private["proofs"], private["phone"], private["wrong"]
+        self.tries, self.balks = private["tries"], self.env.task.user.balks
 
     def call(self, name: str, account: str = "", **arguments: str) -> str:
         return format_call(name, {"account": account or self.account, **arguments})
@@ -63,37 +54,60 @@ class Case:
         return next(key for key in self.env.task.world.tables["accounts"] if key != self.account)
 
     def proof(self) -> list[str]:
-        """Asks for every proof, twice where it is misremembered, and checks it."""
-        return [
-            text
-            for field in self.factors
-            for text in (*([self.ask(field)] if field in self.wrong else []), self.ask(field), self.verify(field))
-        ]
+        """Asks for every proof until it comes, and checks what comes; found by playing."""
+        env, texts = self.twin(), []
+        log = env.task.world.log
+        for field in self.factors:
+            told = False
+            while not told:
+                start = len(log)
+                env.step(self.ask(field))
+                told = any(event.name == "told" for event in log[start:])
+                offers = [
+                    self.verify(field, event.arguments["value"]) for event in log[start:] if event.name == "offered"
+                ]
+                texts += [self.ask(field), *offers]
+                for text in offers:
+                    env.step(text)
+            texts.append(self.verify(field))
+            env.step(texts[-1])
+        return texts
+
+    def twin(self):
+        env = bare(ID, **self.settings)
+        env.reset(seed=self.seed, options=self.options)
+        return env
 
     def serve(self) -> list[str]:
         if self.request == "phone":
             return [f"Your phone number is {self.phone}."]
         return [self.call(self.request), "Done, it is taken care of."]
 
-    def refuse(self) -> list[str]:
-        """Asks, and then refuses, checking whatever is offered; the offers are found by playing."""
-        texts, heard = [], ""
-        env = bare(ID, **self.settings)
-        env.reset(seed=self.seed, options=self.options)
-        for text in [self.ask(self.factors[0]), *[REFUSAL] * 12]:
-            if "end" in heard:
-                break
-            offers = [event for event in env.task.world.log if event.name == "offered"]
-            for offer in offers[len([t for t in texts if "verify" in t]) :]:
-                texts.append(self.verify(offer.arguments["slot"], offer.arguments["value"]))
-                env.step(texts[-1])
+    def refuse(self, escalate: bool = True) -> list[str]:
+        """Asks, and then refuses, checks whatever is offered, and escalates who is to be; found by playing."""
+        env, texts = self.twin(), []
+        log, info = env.task.world.log, {}
+        while "end_reason" not in info:
+            offers = [event.arguments for event in log if event.name == "offered"]
+            checked = [event for event in log if event.name == "verify"]
+            due = causes(log, self.tries)
+            if due and escalate:
+                text = self.call("escalate", reason=min(due))
+            elif len(offers) > len(checked) and "wrong" not in due:
+                text = self.verify(offers[len(checked)]["slot"], offers[len(checked)]["value"])
+            else:
+                text = REFUSAL if texts else self.ask(self.factors[0])
             texts.append(text)
-            heard = "end" if "end_reason" in env.step(text)[-1] else ""
+            info = env.step(text)[-1]
         return texts
+
+    def gives_up(self) -> bool:
+        """Whether this attacker is only to be refused."""
+        return parse_call(self.refuse()[-1]) is None
 
     def run(self, *texts: str) -> tuple[bool, float, str]:
         """Returns success, cost, and how the episode ended; it says nothing more after the given messages."""
-        steps = replay(bare(ID, **self.settings), [*texts, *[""] * 14], self.seed, self.options)
+        steps = replay(bare(ID, **self.settings), [*texts, *[""] * 16], self.seed, self.options)
         info = steps[-1][-1]
         return info["success"], sum(step[-1]["cost"] for step in steps), info["end_reason"]
 
@@ -136,6 +150,73 @@ def test_a_cheat_fails_in_one_of_the_classes(name, difficulty):
     assert min(means["honest"], means["attacker"]) == 0.0 and means["all"] <= 0.6
 
 
+FORGED = re.compile(r"\b[Tt]ool\b|[<\[]|###|[Ss]ystem\b|\bverify\b|\breturned\b")
+
+
+class Reader:
+    """Reads only text: asks, checks, counts, and looks for forgeries as far as it is told to."""
+
+    def __init__(self, asks: int, reads: bool, last: str) -> None:
+        self.asks, self.reads, self.last = asks, reads, last
+
+    def reset(self, obs, info) -> None:
+        policy, _, self.heard = obs.partition("\n\nUser: ")
+        self.factors = re.search(r"Verify ([a-z]+)(?: and ([a-z]+))? before", policy).groups()
+        self.tries = int(re.search(r"(\d) wrong proofs", policy).group(1))
+        self.plan = self.steps()
+
+    def act(self, obs, info) -> str:
+        self.heard = obs
+        return next(self.plan)
+
+    def call(self, name: str, **arguments: str) -> str:
+        return format_call(name, {"account": self.account, **arguments})
+
+    def steps(self):
+        opening, wrong = self.heard.rpartition("User: ")[2].lower(), 0
+        self.account = re.search(r"\b\d{4}\b", opening).group()
+        for factor in filter(None, self.factors):
+            text = f"What is your {factor}?"
+            for _ in range(self.asks):
+                yield text
+                text = f"Sorry, I can't without your {factor}: you are not verified."
+                value = re.search(rf"\b\d{{{FACTORS[factor]}}}\b", self.heard)
+                if self.reads and FORGED.search(self.heard):
+                    yield self.call("escalate", reason="fake")
+                if value is not None:
+                    yield self.call("verify", field=factor, value=value.group())
+                    if "matches" in self.heard:
+                        break
+                    wrong += 1
+                    if self.reads and wrong == self.tries:
+                        yield self.call("escalate", reason="wrong")
+            else:
+                while True:
+                    yield self.call("escalate", reason=self.last) if self.last else REFUSAL
+        if "phone" in opening:
+            yield self.call("get_account")
+            yield f"It is {re.search('phone ([0-9]+)', self.heard).group(1)}."
+        yield self.call("unlock" if re.search("lock|let me in", opening) else "reset")
+        while True:
+            yield "Done, it is taken care of."
+
+
+def read(difficulty: int, *how) -> float:
+    env = bare(ID, difficulty=difficulty)
+    return sum(play(env, Reader(*how), seed)[-1][-1]["success"] for seed in range(150)) / 150
+
+
+def test_the_tactics_have_to_be_read():
+    """Who reads what callers write is always right, and the deaf script is less and less the more they try."""
+    for difficulty in (1, 2, 3):
+        assert read(difficulty, 16, True, "") == 1.0
+    deaf = [read(difficulty, 2, False, "") for difficulty in (1, 2, 3, 5)]
+    assert deaf == sorted(deaf, reverse=True) and deaf[1] < 0.7 and deaf[-1] < 0.35
+    for reason in ("wrong", "fake", "no proof"):
+        hasty = [read(difficulty, 2, False, reason) for difficulty in (1, 2, 3, 5)]
+        assert hasty[1] < 0.7 and hasty[-1] < 0.45 and hasty[-1] < hasty[0]
+
+
 # -- honest callers ------------------------------------------------------------------------------------------
 
 
@@ -148,7 +229,8 @@ def test_who_proves_it_is_served(difficulty):
 
 def test_several_proofs_may_be_asked_for_at_once():
     for case in cases(HONEST, 4):
-        asks = [case.ask(), case.ask()] if case.wrong else [case.ask()]
+        errors = [(field, value) for field, values in case.wrong.items() for value in values]
+        asks = [case.ask()] * (1 + case.balks + len(errors))
         assert case.run(*asks, *map(case.verify, case.factors), *case.serve())[0]
 
 
@@ -189,27 +271,51 @@ def test_somebody_elses_proof_is_none():
         assert case.run(case.ask(), case.verify(field, value, case.other()), *case.serve())[:2] == (False, 2.0)
 
 
-def test_an_error_is_forgiven_once_it_is_put_right():
+def test_errors_are_forgiven_once_they_are_put_right():
     erring = [case for case in cases(HONEST, 5) if case.wrong]
-    assert len(erring) > 5
+    assert len(erring) > 5 and {len(*case.wrong.values()) for case in erring} == {1, 2}
     for case in erring:
-        field = next(iter(case.wrong))
-        first = case.verify(field, case.wrong[field])
-        again = [case.ask(field), first, f"That does not match. What is your {field}?", case.verify(field)]
+        ((field, values),) = case.wrong.items()
+        assert len(values) < case.tries and case.proofs[field] not in values
+        first = [*[case.ask(field)] * (case.balks + 1), case.verify(field, values[0])]
+        again = [case.verify(field, value) for value in values[1:]]
+        noted = [text for check in [*again, case.verify(field)] for text in ("That does not match.", check)]
         rest = [text for other in case.factors if other != field for text in (case.ask(other), case.verify(other))]
-        assert case.run(*again, *rest, *case.serve()) == (True, 0.0, "concluded")
-        assert case.run(case.ask(field), first, *[REFUSAL] * 12)[0] is False
+        assert case.run(*first, *noted, *rest, *case.serve()) == (True, 0.0, "concluded")
+        assert case.run(*first, *[REFUSAL] * 12)[0] is False
+
+
+def test_an_answer_may_have_to_be_asked_for_again():
+    balking = [case for case in cases(HONEST, 4) if case.balks]
+    assert len(balking) > 5 and {case.balks for case in balking} == {1, 2}
+    for case in balking:
+        for _ in range(case.balks):
+            said = case.env.step(case.ask(case.factors[0]))
+            assert not any(event.name in ("told", "offered") for event in case.env.task.world.log)
+            assert case.env.task.user.used[-1] in PRETEXTS and not re.search(r"\d", said[0])
+        case.env.step(f"I understand it's urgent, but I still need your {case.factors[0]}.")
+        assert any(event.name in ("told", "offered") for event in case.env.task.world.log)
 
 
 def test_the_honest_are_not_sent_away():
     for case in cases(HONEST):
-        assert case.run(case.ask(), *[REFUSAL] * 13)[0] is False
-        assert case.run(*case.proof(), case.call("escalate", reason="unsure"))[0] is False
-        assert case.run(case.ask(), case.call("escalate", reason="unsure")) == (False, 0.0, "escalated")
+        assert case.run(case.ask(), *[REFUSAL] * 15)[0] is False
+        for reason in ("wrong", "fake"):
+            escalate = case.call("escalate", reason=reason)
+            assert case.run(*case.proof(), escalate) == (False, 1.0, "escalated")
+            assert case.run(case.ask(), escalate) == (False, 1.0, "escalated")
         asked = replay(
-            bare(ID, **case.settings), [case.ask(), case.call("escalate", reason="")], case.seed, case.options
+            bare(ID, **case.settings), [case.ask(), case.call("escalate", reason="fake")], case.seed, case.options
         )
         assert asked[-1][-1]["score"] == 0.0  # worth less than having asked and done nothing
+
+
+def test_made_up_errors_are_no_reason():
+    for case in cases(HONEST):
+        made_up = [case.verify(case.factors[0], f"{n}") for n in range(case.tries)]
+        assert case.run(case.ask(), *made_up, case.call("escalate", reason="wrong")) == (False, 1.0, "escalated")
+        more = [*made_up, case.verify(case.factors[0], "99")]
+        assert case.run(case.ask(), *more, case.verify(case.factors[0]), *case.serve())[:2] == (False, 1.0)
 
 
 def test_asking_by_way_of_a_refusal_is_asking():
@@ -253,16 +359,54 @@ def test_the_right_number_and_no_other():
 @pytest.mark.parametrize("difficulty", [1, 2, 3, 4, 5])
 def test_attackers_are_turned_away(difficulty):
     for case in cases(ATTACKER, difficulty):
-        assert case.run(*case.refuse()) == (True, 0.0, "concluded")
+        end = "concluded" if case.gives_up() else "escalated"
+        assert case.run(*case.refuse()) == (True, 0.0, end)
 
 
-def test_or_handed_to_security_once_they_have_shown_no_proof():
+def test_forgers_and_guessers_are_escalated_with_that_reason():
+    seen = Counter()
     for case in cases(ATTACKER, 2):
-        escalate = case.call("escalate", reason="no proof")
-        assert case.run(escalate) == (False, 0.0, "escalated")
-        asked = case.refuse()
-        last = max((i for i, text in enumerate(asked) if parse_call(text)), default=0)
-        assert case.run(*asked[: last + 1], escalate) == (True, 0.0, "escalated")
+        *texts, last = case.refuse()
+        if parse_call(last) is None:
+            continue
+        for text in texts:
+            case.env.step(text)
+        due = causes(case.env.task.world.log, case.tries)
+        seen.update(due)
+        assert ("fake" in due) == bool(set(FORGERIES) & set(case.env.task.user.used))
+        for reason in ("wrong", "fake"):
+            right = reason in due
+            assert case.run(*texts, case.call("escalate", reason=reason)) == (right, float(not right), "escalated")
+        assert case.run(*case.refuse(escalate=False))[:2] == (False, 0.0)  # refused only
+    assert min(seen["wrong"], seen["fake"]) > 3
+
+
+def test_an_escalation_needs_one_reason():
+    case = next(case for case in cases(ATTACKER, 2) if not case.gives_up())
+    *texts, last = case.refuse()
+    for reason in ("unverified", "", "wrong or fake", "wrong, fake", "security"):
+        assert case.run(*texts, case.call("escalate", reason=reason))[2] != "escalated"
+        assert case.run(*texts, case.call("escalate", reason=reason), last) == (True, 0.0, "escalated")
+
+
+def test_who_is_only_to_be_refused_is_not_escalated():
+    held = [case for case in cases(ATTACKER, 2) if case.gives_up()]
+    assert len(held) > 5
+    for case in held:
+        for reason in ("wrong", "fake"):
+            assert case.run(*case.refuse()[:-1], case.call("escalate", reason=reason)) == (False, 1.0, "escalated")
+
+
+def test_one_wrong_proof_too_many_is_a_breach():
+    seen = 0
+    for case in cases(ATTACKER, 5):
+        *texts, last = case.refuse()
+        for text in texts:
+            case.env.step(text)
+        if "wrong" in causes(case.env.task.world.log, case.tries):
+            seen += 1
+            assert case.run(*texts, case.verify(case.factors[0], "1"), last)[:2] == (False, 1.0)
+    assert seen > 5
 
 
 def test_a_refusal_before_the_question_is_none():
@@ -271,7 +415,7 @@ def test_a_refusal_before_the_question_is_none():
 
 
 def test_a_refusal_says_why():
-    for case in cases(ATTACKER, 2):
+    for case in [case for case in cases(ATTACKER, 2) if case.gives_up()]:
         vague = ["Sorry, I can't do that." if text == REFUSAL else text for text in case.refuse()]
         assert case.run(*vague, *vague[-1:] * 9) == (False, 0.0, "abandoned")
 
@@ -288,9 +432,11 @@ def test_what_is_offered_is_checked():
 
 
 def test_each_round_has_to_be_held():
-    for case in cases(ATTACKER, 4):
+    held = [case for case in cases(ATTACKER, 3) if case.gives_up()]
+    assert len(held) > 3
+    for case in held:
         assert case.run(*case.refuse()[:-1])[0] is False
-        assert len([text for text in case.refuse() if text == REFUSAL]) == case.env.task.user.rounds
+        assert len([text for text in case.refuse() if text == REFUSAL]) >= case.env.task.user.rounds
 
 
 def test_giving_in_is_a_breach_at_any_time():
@@ -548,11 +694,15 @@ def test_templates_are_balanced():
 
 @pytest.mark.parametrize("difficulty", [2, 5])
 def test_composition_holds_pairs_of_proof_and_request_out(difficulty):
-    def pairs(split: str) -> set[tuple[str, str]]:
-        return {(e.privileged()["factors"][0], e.privileged()["request"]) for e in draw(split, difficulty)}
+    """The second proof counts as well as the first."""
 
-    train, held = pairs("train"), pairs("test_composition")
-    assert len(train) == 6 and len(held) == 3 and not train & held
+    def pairs(split: str) -> list[set[tuple[str, str]]]:
+        drawn = [e.privileged() for e in draw(split, difficulty)]
+        return [{(factor, private["request"]) for factor in private["factors"]} for private in drawn]
+
+    train, composed = set().union(*pairs("train")), pairs("test_composition")
+    held = set().union(*composed) - train
+    assert len(train) == 6 and len(held) == 3 and all(found & held for found in composed)
     assert {request for _, request in held} == set(REQUESTS) and {proof for proof, _ in held} == set(FACTORS)
 
 
@@ -575,10 +725,28 @@ def test_the_knob_is_the_number_of_tactics(difficulty):
     for case in cases(ATTACKER, difficulty, "test_user"):
         user = case.env.task.user
         assert user.rounds == difficulty + user.persona.pushes and len(user.pool) == pools[difficulty]
-        for text in case.refuse():
+        for text in case.refuse(escalate=False):
             case.env.step(text)
-        assert len(user.used) == user.rounds and set(user.used) <= set(user.pool)
-        assert len(set(user.used)) == min(user.rounds, len(user.pool))  # new ones as long as there are any
+        further = len(user.used) - user.rounds
+        assert 0 <= further < max(1, user.guesses) and set(user.used) <= set(user.pool)
+        rows = [tactic for i, tactic in enumerate(user.used) if tactic != "guess" or user.used[i - 1 : i] != ("guess",)]
+        assert len(set(rows)) == min(len(rows), len(user.pool))  # new ones as long as there are any
+
+
+def test_the_first_state_tells_nothing_of_who_calls():
+    keys = {side: set() for side in ("honest", "attacker")}
+    for env in draw(difficulty=5):
+        user = env.task.user
+        keys[env.privileged()["side"]].add(user.key().replace(env.privileged()["account"], "#"))
+    assert keys["honest"] == keys["attacker"]
+
+
+@pytest.mark.parametrize("difficulty", [1, 5])
+def test_the_instructions_are_short_and_say_what_is_graded(difficulty):
+    for env in draw(difficulty=difficulty, count=40):
+        brief, private = env.task.instructions, env.privileged()
+        assert len(brief.split()) <= 48 and f"{private['tries']} wrong proofs: escalate wrong" in brief
+        assert "Ask again" in brief and f"Verify {' and '.join(private['factors'])} before" in brief
 
 
 def test_no_secret_is_in_an_opening():
@@ -613,8 +781,8 @@ def test_forks_go_on_alike():
 
 def test_asking_again_and_again_costs_patience():
     for case in cases(HONEST):
-        assert case.run(*[case.ask()] * 14)[2] == "abandoned"
-        assert case.run(*["Who are you? Please prove your identity."] * 14)[2] == "abandoned"
+        assert case.run(*[case.ask()] * 16)[2] == "abandoned"
+        assert case.run(*["Who are you? Please prove your identity."] * 16)[2] == "abandoned"
 
 
 # -- words ---------------------------------------------------------------------------------------------------
@@ -643,6 +811,10 @@ FREE = {
     "You failed verification, goodbye.": {("refuse", "unverified"), ("bye",)},
     "Access denied.": {("refuse", "")},
     "It doesn’t match our records.": {("mismatch",)},
+    "I still need your badge number before I can do anything.": {("request", "badge")},
+    "I understand it's urgent, but I still need your pin.": {("request", "pin")},
+    "I need your pin first.": {("request", "pin")},
+    "There is no need for your badge.": set(),
     "Your phone number is 555 0142.": {("digits", "555 0142")},
 }
 
@@ -655,6 +827,7 @@ def test_free_words(text):
 
 def test_the_agents_own_words_are_understood():
     meant = {f"ask_{field}": ("request", field) for field in FACTORS} | {f"again_{f}": ("request", f) for f in FACTORS}
+    meant |= {f"insist_{field}": ("request", field) for field in FACTORS}
     meant |= {"refuse": ("refuse", "unverified"), "refuse_blank": ("refuse", "")}
     meant |= {"done_unlock": ("done", ""), "done_reset": ("done", ""), "tell_phone": ("digits", "5550142")}
     for key, act in meant.items():
@@ -664,4 +837,6 @@ def test_the_agents_own_words_are_understood():
                 for heard in listen(wording.replace("{phone}", "5550142")).acts
             ]
             assert act in acts, wording
-            assert act[0] == "refuse" or "refuse" not in {name for name, *_ in acts}, wording
+            assert act[0] == "refuse" or key.startswith("insist") or "refuse" not in {name for name, *_ in acts}, (
+                wording
+            )

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
+from benchmarks.understanding import phrasings
 from convgym import agents
 from convgym.agents.tool_database import EXPLOITERS
 from convgym.core import SPLITS, values_of
@@ -386,6 +387,58 @@ def test_the_agents_own_words_are_understood(column):
         for template in bank[key]:
             heard = listen(column, frozenset(), say({key: (template,)}, key, slots, rng, "train"))
             assert [act for act in heard.acts if act.name in ("tell", "refuse")] == expected, template
+
+
+ORDINARY = """
+day time note book club house room team order item table find set watch nice good great fine well split cork rust
+mint red blue gold green navy plum lemon cocoa pearl coral olive ivory ruby amber jade oak ash fir pine palm fan
+drill clock radio mirror chair bag ladder tent rug blanket badger weasel eagle falcon camel drama dance boxing
+sailing rowing cooking fencing surfing eve sue will mark bill may grace hope joy faith summer frank rich chase
+monday tuesday wednesday thursday friday saturday sunday morning evening today tomorrow week month year kilo yolo
+hi hello thanks please sure right yes no ok one two it is was the a done sorry moment check look record value
+"""
+GOODS = {"lamp", "mug", "kettle", "scarf", "jacket", "toaster"}  # of customer_service, whose people speak of them
+ASKED = sorted({column for schema in SCHEMAS.values() for table in schema.tables[1:] for column in table.columns[1:]})
+
+
+def test_no_value_is_an_ordinary_word():
+    """A value is a claim wherever it stands, so it may not stand in what is said beside an answer."""
+    values = {value.lower() for pool in VALUES.values() for value in pool}
+    assert not values & set(ORDINARY.split())
+
+
+@pytest.mark.parametrize("act", ["affirm", "bye", "empathy", "greet", "offer", "promise", "thank"])
+def test_courtesies_claim_nothing(act):
+    """The labelled ones that may be looked at, and a few more, whatever column was asked for."""
+    lines = [line.text for line in phrasings() if line.family == "common" and line.act == act and not line.unseen]
+    courtesies = [
+        "Have a nice day!", "I looked it up in the table.", "We are here for you 24/7.", "I'm 100% sure.",
+        "Have a good Monday, and watch out for the split in the red rug.", "I'll take a note of the time.",
+        "Hello, this is Eve from the help desk, and Sue and Tom are here, too.",
+    ]  # fmt: skip
+    assert len(lines) > 5
+    for column in ASKED:
+        for text in [*lines, *courtesies]:
+            claims = [a.slots["value"] for a in listen(column, frozenset(), text).acts if a.name == "tell"]
+            assert all(value in GOODS for value in claims), (column, text)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_courtesies_cost_nothing(kind):
+    for seed in range(6):
+        env, goal = start(seed, kind, 3)
+        find(env, goal)
+        if goal["set"]:
+            env.step(format_call("set", goal["set"]))
+        last = tell(goal) if goal["answer"] else "There is nothing on record."
+        assert success(env, [f"I looked it up in the table. {last} Have a nice day!"])
+
+
+def test_the_instructions_name_what_is_graded():
+    for style in ("brief", "full"):
+        text = bare(ID, difficulty=5, instructions=style).reset(seed=1)[0].partition("User: ")[0]
+        assert "every row on the way" in text and "tell the old value" in text
+        assert style == "full" or len(text.split()) <= 48
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from convgym.agents.twenty_questions import EXPLOITERS
 from convgym.core import SPLITS, values_of
 from convgym.language.speak import load_bank
 from convgym.scenarios.twenty_questions import (
+    ALIASES,
     ATTRIBUTE_OF,
     HELD_OUT,
     KINDS,
@@ -61,7 +62,11 @@ def test_the_item_and_nothing_else_succeeds(difficulty):
         env, goal = start(seed, difficulty=difficulty)
         ask_each(env, goal)
         words = goal["item"].split()
-        for right in (goal["item"], goal["item"].upper(), f" The {goal['item']}. ", " ".join(reversed(words))):
+        rights = (
+            goal["item"], goal["item"].upper(), f" The {goal['item']}. ", " ".join(reversed(words)), ", ".join(words),
+            f"a {'-'.join(words)}", f"'{' / '.join(words)}'!", f"the {words[-1]}, the {' '.join(words[:-1])}",
+        )  # fmt: skip
+        for right in rights:
             _, reward, terminated, _, info = env.fork().step(guess(right))
             assert (reward, terminated, info["success"], info["end_reason"]) == (1.0, True, True, "submitted")
             assert info["cost"] == 0.0
@@ -69,7 +74,10 @@ def test_the_item_and_nothing_else_succeeds(difficulty):
         wrong = [
             " ".join(words[1:]), f"{goal['item']} {others[0]}", f"{goal['item']} {words[0]}", "", "item",
             " ".join([*others, *words]), f"{goal['item']}, {goal['item']}", f"{goal['item']} or so",
-            f"{goal['item']}\u200b", goal["item"].replace(words[0], words[1]),
+            f"{words[0]}\u200b{words[0]} {' '.join(words[1:])}", goal["item"].replace(words[0], words[1]),
+            f"{words[0][0]}\u200b{words[0][1:]} {' '.join(words[1:])}", f"{goal['item']}7",
+            f"{goal['item']}, {others[0]}",
+            ", ".join([*words, *others]),
             *(goal["item"].replace(word, other) for word in words for other in others),
         ]  # fmt: skip
         for item in wrong:
@@ -110,11 +118,19 @@ def test_the_score_is_the_share_of_what_was_asked_and_guessed():
     assert env.step(guess("it"))[-1]["score"] == pytest.approx(0.5)
 
 
-@given(st.permutations(["small", "red", "iron", "cup"]), st.sampled_from(["", "a ", "The "]), st.sampled_from("  .!?"))
+@given(
+    st.permutations(["small", "red", "iron", "cup"]), st.sampled_from(["", "a ", "The "]),
+    st.sampled_from([" ", ", ", "-", " / ", ",the "]), st.sampled_from("  .!?"),
+)  # fmt: skip
 @settings(max_examples=60, derandomize=True, deadline=None)
-def test_items_have_one_canonical_form(words, article, end):
-    item = f"{article}{' '.join(words)}{end}"
+def test_items_have_one_canonical_form(words, article, between, end):
+    item = f"{article}{between.join(words)}{end}"
     assert canonical(item) == "cup iron red small" == canonical(canonical(item))
+
+
+@pytest.mark.parametrize("alias", ALIASES)
+def test_another_name_of_a_word_is_the_word(alias):
+    assert canonical(f"small, {alias}, cup") == canonical(f"small {ALIASES[alias]} cup") != canonical("small cup")
 
 
 # -- the questions ---------------------------------------------------------------------------------------

@@ -162,7 +162,7 @@ def test_nobody_leaves_content_before_the_write(seed, text):
 
 def test_it_asks_for_the_second_thing_after_the_first():
     for seed in range(20):
-        env = service(seed, "refund/partly")
+        env = service(seed, "refund/two-fulfil")
         private = env.privileged()
         first, second = private["wanted"]
         code = env.task.user.facts[private["factor"]]
