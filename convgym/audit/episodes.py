@@ -75,6 +75,7 @@ class Episode:
         actions: What the agent said.
         steps: The reset and the steps.
         events: What each step did to the world.
+        keys: The abstract state after the reset and after each step.
     """
 
     seed: int
@@ -83,6 +84,7 @@ class Episode:
     actions: list[str] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     events: list[tuple[Event, ...]] = field(default_factory=list)
+    keys: list[int] = field(default_factory=list)
 
     @property
     def total(self) -> float:
@@ -175,7 +177,7 @@ def say(env: ConversationEnv, actions: Iterable[str]) -> list[Step]:
 
 def _opened(env: ConversationEnv, obs: str, info: dict[str, Any], seed: int | None) -> Episode:
     best = float(env.task.privileged.get("optimal_return", 1.0))
-    return Episode(seed or 0, env.task.template, best, steps=[(obs, info)])
+    return Episode(seed or 0, env.task.template, best, steps=[(obs, info)], keys=[env.state_key()])
 
 
 def _step(env: ConversationEnv, episode: Episode, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
@@ -186,6 +188,7 @@ def _step(env: ConversationEnv, episode: Episode, action: str) -> tuple[str, flo
     episode.actions.append(action)
     episode.steps.append(step)
     episode.events.append(tuple(env.task.world.log[start:]))
+    episode.keys.append(env.state_key())
     return step
 
 

@@ -27,7 +27,7 @@ def replays(subject: Subject) -> Iterator[Finding]:
             for episode in subject.play(name, level, subject.budget.copies):
                 again = replay(subject.env(difficulty=level), episode.actions, episode.seed)
                 count += 1
-                if plain(again.steps) != plain(episode.steps):
+                if (plain(again.steps), again.keys) != (plain(episode.steps), episode.keys):
                     different.append(f"{episode.seed} ({name}, difficulty {level})")
     yield _finding("replay", different, f"{count} episodes are bitwise the same in another env")
 
