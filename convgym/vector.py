@@ -228,7 +228,7 @@ def batch_infos(infos: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             mask = _mask(tuple([key in info for info in infos]))
             kind = type(next(info[key] for info in infos if key in info))
             absent = _ABSENT.get(kind)
-            column = [info.get(key) or absent for info in infos]
+            column = [info.get(key, absent) for info in infos]
         if kind is dict:
             batched[key] = batch_infos([value or {} for value in column])
         elif kind in _ABSENT:

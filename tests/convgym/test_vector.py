@@ -16,7 +16,7 @@ from convgym import agents
 from convgym.errors import ConfigError, EnvError
 from convgym.seeding import derive_seed
 from convgym.spaces import Utterance
-from convgym.vector import ConversationVectorEnv
+from convgym.vector import ConversationVectorEnv, batch_infos
 from convgym.wrappers import TurnCost
 from tests.convgym.play import Steps, bare, plain, play, script
 
@@ -266,3 +266,10 @@ def test_the_vector_spec_is_picklable(env_id):
     vector = gym.make_vec(env_id, 2, difficulty=4)
     spec = pickle.loads(pickle.dumps(vector.unwrapped.spec))
     assert gym.make_vec(spec).unwrapped.envs[1].unwrapped.difficulty == 4
+
+
+def test_what_is_empty_is_not_absent():
+    """A last observation may be an empty text, as where a remote user failed."""
+    batched = batch_infos([{"final_obs": "", "final_info": {"messages": []}}, {}])
+    assert batched["final_obs"].tolist() == ["", None] and batched["_final_obs"].tolist() == [True, False]
+    assert batched["final_info"]["messages"].tolist() == [[], None]
