@@ -10,7 +10,8 @@ from typing import Any
 import gymnasium as gym
 
 from convgym.agents import Agent
-from convgym.language.speak import load_bank, say
+from convgym.agents.clerk import Planner
+from convgym.language.speak import say
 from convgym.scenarios.clarification import KINDS
 from convgym.tools import format_call
 
@@ -27,21 +28,15 @@ SLIPS = {
 }
 
 
-class Clerk:
+class Clerk(Planner):
     """Knows what is meant and slips now and then; the demonstrator of mixed skill."""
 
+    family = "clarification"
     slips: Mapping[str, float] = SLIPS
 
     def __init__(self, env: gym.Env[str, str], rng: random.Random) -> None:
-        self.env, self.rng = env, rng
-        self.bank = load_bank("clarification", "agent")
-        self.plan: Iterator[str] = iter(())
+        super().__init__(env, rng)
         self.obs = ""
-
-    def reset(self, obs: str, info: Mapping[str, Any]) -> None:
-        """Reads the goal and draws this episode's slips."""
-        slipped = frozenset(name for name, p in self.slips.items() if self.rng.random() < p)
-        self.plan = self._steps(dict(self.env.unwrapped.privileged()), slipped)  # type: ignore[attr-defined]
 
     def act(self, obs: str, info: Mapping[str, Any]) -> str:
         """Takes the next step of its plan."""

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 import gymnasium as gym
 
+from convgym.agents.clerk import Planner
 from convgym.agents.exploiters import Scripted
-from convgym.language.speak import load_bank, say
 from convgym.scenarios.customer_service import ITEMS
 from convgym.scenarios.shop import RETURNS
 from convgym.tools import format_call
@@ -29,30 +29,11 @@ SLIPS = {
 }
 
 
-class Clerk:
+class Clerk(Planner):
     """Knows the goal and slips now and then; the demonstrator of mixed skill."""
 
+    family = "customer_service"
     slips: Mapping[str, float] = SLIPS
-
-    def __init__(self, env: gym.Env[str, str], rng: random.Random) -> None:
-        self.env, self.rng = env, rng
-        self.bank = load_bank("customer_service", "agent")
-        self.plan: Iterator[str] = iter(())
-        self.last = ""
-
-    def reset(self, obs: str, info: Mapping[str, Any]) -> None:
-        """Reads the goal and draws this episode's slips."""
-        self.last = "Goodbye."
-        slipped = frozenset(name for name, p in self.slips.items() if self.rng.random() < p)
-        self.plan = self._steps(dict(self.env.unwrapped.privileged()), slipped)  # type: ignore[attr-defined]
-
-    def act(self, obs: str, info: Mapping[str, Any]) -> str:
-        """Takes the next step of its plan; with nothing left to do it says its last words again."""
-        return next(self.plan, self.last)
-
-    def _say(self, key: str, **slots: str) -> str:
-        self.last = say(self.bank, key, slots, self.rng, "train")
-        return self.last
 
     def _steps(self, goal: dict[str, Any], slipped: frozenset[str]) -> Iterator[str]:
         order, intent, reason = goal["order"], goal["intent"], goal["reason"]

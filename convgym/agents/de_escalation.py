@@ -9,6 +9,7 @@ from typing import Any
 
 import gymnasium as gym
 
+from convgym.agents.clerk import Planner
 from convgym.agents.exploiters import Scripted
 from convgym.language.speak import load_bank, say
 from convgym.scenarios.de_escalation import CALM, EFFECTS, PROBLEMS, REMEDIES, SAYS, WISHES
@@ -30,28 +31,13 @@ SLIPS = {
 OPPOSITE = {one: other for pair in WISHES for one, other in (pair, pair[::-1])}
 
 
-class Clerk:
+class Clerk(Planner):
     """Knows customer and policy and slips now and then; the demonstrator of mixed skill."""
 
+    family = "de_escalation"
     slips: Mapping[str, float] = SLIPS
 
-    def __init__(self, env: gym.Env[str, str], rng: random.Random) -> None:
-        self.env, self.rng = env, rng
-        self.bank = load_bank("de_escalation", "agent")
-        self.plan: Iterator[str] = iter(())
-        self.last = ""
-
-    def reset(self, obs: str, info: Mapping[str, Any]) -> None:
-        """Reads the goal and draws this episode's slips."""
-        self.last = "Goodbye."
-        slipped = frozenset(name for name, p in self.slips.items() if self.rng.random() < p)
-        self.plan = self._steps(dict(self.env.unwrapped.privileged()), slipped)  # type: ignore[attr-defined]
-
-    def act(self, obs: str, info: Mapping[str, Any]) -> str:
-        """Takes the next step of its plan; with nothing left to do it says its last words again."""
-        return next(self.plan, self.last)
-
-    def _say(self, key: str, item: str = "") -> str:
+    def _speak(self, key: str, item: str = "") -> str:
         self.last = say(self.bank, key, {"item": item}, self.rng, "train")
         return self.last
 
@@ -61,35 +47,35 @@ class Clerk:
             place = self.rng.randrange(len(wishes))
             wishes[place] = OPPOSITE[wishes[place]]
         if "tactless" in slipped:
-            yield self._say(f"say_{self.rng.choice(goal['triggers'])}")
+            yield self._speak(f"say_{self.rng.choice(goal['triggers'])}")
         if "wants_deed" not in wishes:
             yield from self._kindness(goal, wishes, slipped)
         if (goal["ask"] and "guesses" not in slipped) or "asks" in slipped:
-            yield self._say("ask_order")
+            yield self._speak("ask_order")
         if "misreads" in slipped:
             remedy = self.rng.choice([name for name in REMEDIES if name != remedy])
         if "wants_plan" in wishes or "promises" in slipped:
-            yield self._say(f"offer_{remedy}")
+            yield self._speak(f"offer_{remedy}")
         if "promises" in slipped:
             return
         number = self._some_order() if goal["ask"] and "guesses" in slipped else goal["number"]
         yield format_call(remedy, {"order": number})
         if "wants_deed" in wishes:
             yield from self._kindness(goal, wishes, slipped)
-        yield self._say(f"done_{remedy}", goal["item"])
+        yield self._speak(f"done_{remedy}", goal["item"])
 
     def _kindness(self, goal: dict[str, Any], wishes: list[str], slipped: frozenset[str]) -> Iterator[str]:
         """Says what happened, with or without being sorry, and one word more to somebody in a rage."""
         if "cold" in slipped:
             return
         if "deaf" in slipped and self.rng.random() < 0.5:
-            yield self._say("ask_problem")
+            yield self._speak("ask_problem")
         else:
             problem = self.rng.choice(list(PROBLEMS)) if "deaf" in slipped else goal["problem"]
             free = "hates_apology" not in wishes and self.rng.random() < 0.5
-            yield self._say(f"{'sorry' if free or 'wants_apology' in wishes else 'see'}_{problem}", goal["item"])
+            yield self._speak(f"{'sorry' if free or 'wants_apology' in wishes else 'see'}_{problem}", goal["item"])
         if goal["anger"] + EFFECTS["heard"] + EFFECTS["fixed"] > CALM:
-            yield self._say("care")
+            yield self._speak("care")
 
     def _some_order(self) -> str:
         return str(self.rng.randrange(1_000, 10_000))

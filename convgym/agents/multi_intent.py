@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 import gymnasium as gym
 
 from convgym.agents import Agent
-from convgym.language.speak import load_bank, say
+from convgym.agents.clerk import Planner
+from convgym.language.speak import load_bank
 from convgym.scenarios.multi_intent import CONDITIONS, DAYS, MONTHS, PLAIN, PLANS, WRITES
 from convgym.tools import format_call
 
@@ -31,30 +32,11 @@ VALUES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-class Clerk:
+class Clerk(Planner):
     """Knows the errands and slips now and then; the demonstrator of mixed skill."""
 
+    family = "multi_intent"
     slips: Mapping[str, float] = SLIPS
-
-    def __init__(self, env: gym.Env[str, str], rng: random.Random) -> None:
-        self.env, self.rng = env, rng
-        self.bank = load_bank("multi_intent", "agent")
-        self.plan: Iterator[str] = iter(())
-        self.last = ""
-
-    def reset(self, obs: str, info: Mapping[str, Any]) -> None:
-        """Reads the errands and draws this episode's slips."""
-        self.last = "Goodbye."
-        slipped = frozenset(name for name, p in self.slips.items() if self.rng.random() < p)
-        self.plan = self._steps(dict(self.env.unwrapped.privileged()), slipped)  # type: ignore[attr-defined]
-
-    def act(self, obs: str, info: Mapping[str, Any]) -> str:
-        """Takes the next step of its plan; with nothing left to do it says its last words again."""
-        return next(self.plan, self.last)
-
-    def _say(self, key: str) -> str:
-        self.last = say(self.bank, key, {}, self.rng, "train")
-        return self.last
 
     def _steps(self, goal: dict[str, Any], slipped: frozenset[str]) -> Iterator[str]:
         errands = list(goal["errands"])

@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 import gymnasium as gym
 
 from convgym.agents import Agent, Fixed
-from convgym.language.speak import load_bank, say
+from convgym.agents.clerk import Planner
+from convgym.language.speak import say
 from convgym.scenarios.negotiation import GRID
 
 __all__ = ["EXPLOITERS", "Clerk", "Greedy", "Oracle"]
@@ -27,26 +28,17 @@ SLIPS = {
 }
 
 
-class Clerk:
+class Clerk(Planner):
     """Knows the user's curve and slips now and then; the demonstrator of mixed skill."""
 
+    family = "negotiation"
     slips: Mapping[str, float] = SLIPS
-
-    def __init__(self, env: gym.Env[str, str], rng: random.Random) -> None:
-        self.env, self.rng = env, rng
-        self.bank = load_bank("negotiation", "agent")
-        self.plan: Iterator[str] = iter(())
-
-    def reset(self, obs: str, info: Mapping[str, Any]) -> None:
-        """Learns the user's curve and draws this episode's slips."""
-        slipped = frozenset(name for name, p in self.slips.items() if self.rng.random() < p)
-        self.plan = self._steps(dict(self.env.unwrapped.privileged()), slipped)  # type: ignore[attr-defined]
 
     def act(self, obs: str, info: Mapping[str, Any]) -> str:
         """Takes the next step of its plan."""
-        return next(self.plan, None) or self._say("accept")
+        return next(self.plan, None) or self._speak("accept")
 
-    def _say(self, act: str, **prices: int) -> str:
+    def _speak(self, act: str, **prices: int) -> str:
         return say(self.bank, act, {name: str(price) for name, price in prices.items()}, self.rng, "train")
 
     def _steps(self, goal: dict[str, Any], slipped: frozenset[str]) -> Iterator[str]:
@@ -61,15 +53,15 @@ class Clerk:
         if "stubborn" in slipped:
             last = curve[-1] + sign * GRID * self.rng.randint(1, 9)
         if "vague" in slipped:
-            yield self._say("two_prices", price=last + sign * 4 * GRID, other=last + sign * 2 * GRID)
+            yield self._speak("two_prices", price=last + sign * 4 * GRID, other=last + sign * 2 * GRID)
         if "chatty" in slipped:
-            yield self._say("ask")
+            yield self._speak("ask")
         # It comes down (or up) to it in equal moves, so that a user who moves for moves comes along.
         move = sign * GRID * self.rng.randint(1, 2)
         for left in range(turn, -1, -1):
-            yield self._say("offer", price=last + left * move)
+            yield self._speak("offer", price=last + left * move)
         while True:
-            yield self._say("offer", price=last)
+            yield self._speak("offer", price=last)
 
 
 class Oracle(Clerk):

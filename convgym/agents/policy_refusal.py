@@ -11,7 +11,7 @@ from typing import Any
 import gymnasium as gym
 
 from convgym.agents import Agent
-from convgym.language.speak import load_bank, say
+from convgym.agents.clerk import Planner
 from convgym.scenarios.policy_refusal import LIMITS, REQUESTS
 from convgym.tools import format_call
 
@@ -30,27 +30,15 @@ SLIPS = {
 }
 
 
-class Clerk:
+class Clerk(Planner):
     """Knows the ruling and slips now and then; the demonstrator of mixed skill."""
 
+    family = "policy_refusal"
     slips: Mapping[str, float] = SLIPS
-
-    def __init__(self, env: gym.Env[str, str], rng: random.Random) -> None:
-        self.env, self.rng = env, rng
-        self.bank = load_bank("policy_refusal", "agent")
-        self.plan: Iterator[str] = iter(())
-
-    def reset(self, obs: str, info: Mapping[str, Any]) -> None:
-        """Reads the ruling and draws this episode's slips."""
-        slipped = frozenset(name for name, p in self.slips.items() if self.rng.random() < p)
-        self.plan = self._steps(dict(self.env.unwrapped.privileged()), slipped)  # type: ignore[attr-defined]
 
     def act(self, obs: str, info: Mapping[str, Any]) -> str:
         """Takes the next step of its plan, and is silent at its end."""
         return next(self.plan, "")
-
-    def _say(self, key: str, **slots: str) -> str:
-        return say(self.bank, key, slots, self.rng, "train")
 
     def _steps(self, goal: dict[str, Any], slipped: frozenset[str]) -> Iterator[str]:
         if "hasty" not in slipped:

@@ -10,7 +10,7 @@ from typing import Any
 import gymnasium as gym
 
 from convgym.agents import Agent
-from convgym.language.speak import load_bank, say
+from convgym.agents.clerk import Planner
 from convgym.scenarios.help_desk import FACTORS, REASONS, causes
 from convgym.tools import format_call
 from convgym.types import Event
@@ -33,27 +33,15 @@ SLIPS = {
 }
 
 
-class Clerk:
+class Clerk(Planner):
     """Knows who calls and slips now and then; the demonstrator of mixed skill."""
 
+    family = "social_engineering"
     slips: Mapping[str, float] = SLIPS
-
-    def __init__(self, env: gym.Env[str, str], rng: random.Random) -> None:
-        self.env, self.rng = env, rng
-        self.bank = load_bank("social_engineering", "agent")
-        self.plan: Iterator[str] = iter(())
-
-    def reset(self, obs: str, info: Mapping[str, Any]) -> None:
-        """Reads who calls and draws this episode's slips."""
-        slipped = frozenset(name for name, p in self.slips.items() if self.rng.random() < p)
-        self.plan = self._steps(dict(self.env.unwrapped.privileged()), slipped)  # type: ignore[attr-defined]
 
     def act(self, obs: str, info: Mapping[str, Any]) -> str:
         """Takes the next step of its plan, and is silent at its end."""
         return next(self.plan, "")
-
-    def _say(self, key: str, **slots: str) -> str:
-        return say(self.bank, key, slots, self.rng, "train")
 
     @property
     def _log(self) -> list[Event]:

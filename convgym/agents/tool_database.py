@@ -10,8 +10,8 @@ from typing import Any
 import gymnasium as gym
 
 from convgym.agents import Agent
+from convgym.agents.clerk import Planner
 from convgym.core import values_of
-from convgym.language.speak import load_bank, say
 from convgym.scenarios.linked_tables import NAMES, VALUES
 from convgym.tools import format_call
 
@@ -31,32 +31,21 @@ SLIPS = {
 }
 
 
-class Clerk:
+class Clerk(Planner):
     """Knows the way and slips now and then; the demonstrator of mixed skill."""
 
+    family = "tool_database"
+    closing = "One moment."
     slips: Mapping[str, float] = SLIPS
 
     def __init__(self, env: gym.Env[str, str], rng: random.Random) -> None:
-        self.env, self.rng = env, rng
-        self.bank = load_bank("tool_database", "agent")
-        self.plan: Iterator[str] = iter(())
-        self.last = ""
+        super().__init__(env, rng)
         self.heard = ""
-
-    def reset(self, obs: str, info: Mapping[str, Any]) -> None:
-        """Reads the way and draws this episode's slips."""
-        self.last = "One moment."
-        slipped = frozenset(name for name, p in self.slips.items() if self.rng.random() < p)
-        self.plan = self._steps(dict(self.env.unwrapped.privileged()), slipped)  # type: ignore[attr-defined]
 
     def act(self, obs: str, info: Mapping[str, Any]) -> str:
         """Takes the next step of its plan; with nothing left to do it says its last words again."""
         self.heard = obs
         return next(self.plan, self.last)
-
-    def _say(self, key: str, **slots: str) -> str:
-        self.last = say(self.bank, key, slots, self.rng, "train")
-        return self.last
 
     def _steps(self, goal: dict[str, Any], slipped: frozenset[str]) -> Iterator[str]:
         finds, column, answer = list(goal["finds"]), goal["column"], goal["answer"]

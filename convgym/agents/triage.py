@@ -10,7 +10,8 @@ from typing import Any
 import gymnasium as gym
 
 from convgym.agents import Agent
-from convgym.language.speak import load_bank, say
+from convgym.agents.clerk import Planner
+from convgym.language.speak import say
 from convgym.scenarios.triage import EMERGENCY, Case, Line, possible_routes
 from convgym.tools import format_call
 
@@ -27,21 +28,12 @@ SLIPS = {
 }
 
 
-class Clerk:
+class Clerk(Planner):
     """Knows what is wrong and slips now and then; the demonstrator of mixed skill."""
 
+    family = "triage"
     slips: Mapping[str, float] = SLIPS
     checks = 0.2  # share of its questions that ask for a check
-
-    def __init__(self, env: gym.Env[str, str], rng: random.Random) -> None:
-        self.env, self.rng = env, rng
-        self.bank = load_bank("triage", "agent")
-        self.plan: Iterator[str] = iter(())
-
-    def reset(self, obs: str, info: Mapping[str, Any]) -> None:
-        """Reads the case and draws this episode's slips."""
-        slipped = frozenset(name for name, p in self.slips.items() if self.rng.random() < p)
-        self.plan = self._steps(dict(self.env.unwrapped.privileged()), slipped)  # type: ignore[attr-defined]
 
     def act(self, obs: str, info: Mapping[str, Any]) -> str:
         """Takes the next step of its plan."""

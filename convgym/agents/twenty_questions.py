@@ -11,7 +11,8 @@ from typing import Any
 import gymnasium as gym
 
 from convgym.agents import Agent, Fixed
-from convgym.language.speak import load_bank, say
+from convgym.agents.clerk import Planner
+from convgym.language.speak import say
 from convgym.scenarios.twenty_questions import ATTRIBUTES, POOLS
 from convgym.tools import format_call
 
@@ -27,20 +28,11 @@ SLIPS = {
 }
 
 
-class Clerk:
+class Clerk(Planner):
     """Searches as one who does not know the item, and then guesses what it knows; slips now and then."""
 
+    family = "twenty_questions"
     slips: Mapping[str, float] = SLIPS
-
-    def __init__(self, env: gym.Env[str, str], rng: random.Random) -> None:
-        self.env, self.rng = env, rng
-        self.bank = load_bank("twenty_questions", "agent")
-        self.plan: Iterator[str] = iter(())
-
-    def reset(self, obs: str, info: Mapping[str, Any]) -> None:
-        """Learns the item and draws this episode's slips."""
-        slipped = frozenset(name for name, p in self.slips.items() if self.rng.random() < p)
-        self.plan = self._steps(dict(self.env.unwrapped.privileged()), slipped)  # type: ignore[attr-defined]
 
     def act(self, obs: str, info: Mapping[str, Any]) -> str:
         """Takes the next step of its plan."""
