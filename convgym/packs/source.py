@@ -64,9 +64,11 @@ def raise_for(problems: Iterable[Problem], source: Source) -> None:
         set(islice(problems, MOST)), key=lambda each: (each.message.endswith("missing."), source.line(each.place))
     )
     if found:
-        said = list(dict.fromkeys(source.says(problem) for problem in found))
-        more = [f"{len(said) - SHOWN} more"] if len(said) > SHOWN else []
-        raise PackError("\n".join(said[:SHOWN] + more))
+        said = {source.says(problem): problem.place for problem in found}
+        lines, rest = list(said)[:SHOWN], list(said.values())[SHOWN:]
+        if rest:
+            lines.append(f"{source.line(rest[0])}: from here on: {len(rest)} more.")
+        raise PackError("\n".join(lines))
 
 
 def _dotted(place: Place) -> str:

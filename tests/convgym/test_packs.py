@@ -751,6 +751,18 @@ def test_a_garbled_file_loads_or_says_why(data, tmp_path_factory):
     check_loads_or_says_why(text.encode("utf-8", "replace").decode("utf-8"), tmp_path_factory)
 
 
+def test_many_problems_are_counted_and_each_line_has_its_place(tmp_path):
+    """A pack without reasons has more problems than are shown; the last line counts the others."""
+    damaged = copy.deepcopy(DATA)
+    del damaged["language"]["reasons"]
+    path = written(tmp_path, yaml.safe_dump(damaged, sort_keys=False))
+    with pytest.raises(PackError) as caught:
+        load(path)
+    lines = str(caught.value).splitlines()
+    assert all(re.match(rf"{re.escape(str(path))}/scenario\.yaml:\d+: ", line) for line in lines)
+    assert re.search(r"from here on: \d+ more\.$", lines[-1])
+
+
 def check_loads_or_says_why(text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = written(tmp_path_factory.mktemp("pack"), text)
     begun = time.process_time()
