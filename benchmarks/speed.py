@@ -28,7 +28,9 @@ from algos.learner.learner import Learner, LearnerConfig
 from algos.policies.load import load_policy
 from algos.rollout.collect import Collector, group_requests
 from benchmarks import provenance
+from benchmarks.env_speed import LANES as ENV_LANES
 from benchmarks.env_speed import measure_envs
+from benchmarks.peers.games import measure_games
 from benchmarks.stateset_work import Options as StatesetOptions
 from benchmarks.stateset_work import measure as measure_stateset_work
 from benchmarks.suites import CUSTOMER_SERVICE, GRPO, PPO, REINFORCE, SLOT_FILLING, Entry, EnvSpec
@@ -78,9 +80,12 @@ def measure() -> dict[str, Any]:
     torch.set_num_threads(1)
     policy = load_policy("nano")
     updates = [measure_update(e, s) for s in (CUSTOMER_SERVICE, SLOT_FILLING) for e in (GRPO, PPO, REINFORCE)]
+    envs, (games, absent) = measure_envs(), measure_games()
     return {
         **provenance.describe("python -m benchmarks.speed"),
-        "envs": measure_envs(),
+        "envs": envs,
+        "games": games,
+        "games_absent": absent,
         "parameters": sum(p.numel() for p in policy.model.parameters()),
         "decode": {name: dict(rates) for name, rates in decode_rates(policy, LANES, 150, 100, 3).items()},
         "updates": updates,
@@ -100,9 +105,19 @@ def render(found: dict[str, Any]) -> str:
     decode, work, machine = found["decode"], found["stateset_work"], found["machine"]
     envs = [
         (r["env"], f"{r['steps_per_second']:,.0f}", f"{r['reset_us']:.0f}", f"{r['step_us']:.1f}",
-         f"{r['single_us']:.1f}", f"{r['vector_us']:.1f}")
+         f"{r['single_us']:.1f}", f"{r['vector_us']:.1f}", f"{r['lanes_us']:.1f}")
         for r in found["envs"]
     ]  # fmt: skip
+    games = [
+        (f"{r['project']} {r['env']}", f"{r['steps_per_second']:,.0f}", f"{r['steps_per_episode']:.1f}")
+        for r in found["games"]
+    ]
+    if games:
+        of_others = "**Text games of others**, the same run, random legal moves, resets included:\n\n" + table(
+            ("game", "steps/s", "steps an episode"), games
+        )
+    else:
+        of_others = f"Text games of others: {', '.join(found['games_absent'])} not installed in this run."
     decoding = [
         (str(n), *(f"{decode[name][n]:,.0f}" for name in decode), f"{decode['engine'][n] / decode['generate'][n]:.1f}x")
         for n in LANES
@@ -118,8 +133,11 @@ def render(found: dict[str, Any]) -> str:
             f"{found['versions']['python']}, torch {found['versions']['torch']}, transformers "
             f"{found['versions']['transformers']}; commit {found['commit'].get('id', 'none')[:10]}; "
             f"{found['started']}. One thread, CPU seconds.",
-            "**Environments**, recorded messages of the oracle through `gym.make`, resets included:",
-            table(("environment", "steps/s", "reset, us", "step, us", "single, us/step", "vector, us/step"), envs),
+            "**Environments**, recorded messages of the oracle through `gym.make`, resets included; the last columns "
+            f"are microseconds a step of one conversation, of {ENV_LANES} through `gym.make_vec(...).step`, and of "
+            f"{ENV_LANES} through `step_lanes`:",
+            table(("environment", "steps/s", "reset, us", "step, us", "single", "vector", "lanes"), envs),
+            of_others,
             f"**Decoding**, `nano` ({found['parameters'] / 1e6:.2f}M parameters), 150 tokens of prompt and 100 "
             "sampled, tokens/s:",
             table(("lanes", *decode, "engine / generate"), decoding),
