@@ -6,6 +6,7 @@ A page for each environment from its class docstring, and the measured tables be
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import json
 import re
@@ -316,6 +317,7 @@ def fill(path: Path, name: str, text: str) -> None:
 
 def main() -> None:
     """Writes everything."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()  # refuses what it does not know
     folder = DOCS / "scenarios"
     folder.mkdir(exist_ok=True)
     for env_id in convgym.ENVIRONMENTS:
