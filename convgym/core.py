@@ -115,7 +115,7 @@ class _Episode:
             text = repr((event.name, event.ok, sorted(event.arguments.items())))
             self.digest = crc32(text.encode("utf-8", "surrogatepass"), self.digest)
         self.hashed = len(log)
-        return crc32(self.task.user.key().encode("utf-8", "surrogatepass"), self.digest)
+        return crc32(self.task.user.key().encode("utf-8", "surrogatepass"), self.digest) or 1  # 0 is no state
 
 
 class ConversationEnv(OwnStreams):

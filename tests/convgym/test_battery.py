@@ -263,6 +263,17 @@ def test_convgym_loads_no_model_library():
     )
 
 
+@pytest.mark.parametrize("env_id", convgym.ENVIRONMENTS)
+def test_every_state_has_a_key(env_id):
+    """0 says that an environment has no abstract state: the opening of a conversation is one as well."""
+    env = gym.make(env_id).unwrapped
+    env.reset(seed=0)
+    opening = env.state_key()
+    env.step("I see.")
+    assert opening != 0
+    assert env.state_key() != 0
+
+
 def test_the_state_key_is_the_state_and_not_the_words():
     """Equal acts in other words lead to equal keys, other acts to other keys, and so does another past."""
 

@@ -33,10 +33,7 @@ SUITE = Suite(
 )
 
 
-# The shipped `nano` was cloned before the wordings of SlotFilling were widened: see docs/lab-log.md. Its gains there
-# are positive in the mean, but the interval reaches 0. To be removed with the checkpoint that replaces it.
-OLDER_CLONE = pytest.mark.xfail(strict=False, reason="nano has not learnt the wider wordings yet")
-ENVS = [pytest.param(BANDIT, id=BANDIT.short), pytest.param(SLOT_FILLING, id=SLOT_FILLING.short, marks=OLDER_CLONE)]
+ENVS = [pytest.param(env, id=env.short) for env in SUITE.envs]
 
 
 @pytest.fixture(scope="module")
