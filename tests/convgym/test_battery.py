@@ -263,7 +263,6 @@ def test_convgym_loads_no_model_library():
     )
 
 
-@pytest.mark.parametrize("env_id", convgym.ENVIRONMENTS)
 def test_every_state_has_a_key(env_id):
     """0 says that an environment has no abstract state: the opening of a conversation is one as well."""
     env = gym.make(env_id).unwrapped
