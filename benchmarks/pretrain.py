@@ -29,7 +29,7 @@ from rich.table import Table
 import algos
 from algos.learner.learner import Learner, LearnerConfig
 from algos.policies.embedded import new_model, save_policy, train_tokenizer
-from algos.policies.load import EMBEDDED, Policy, make_policy
+from algos.policies.load import EMBEDDED, Policy, load_policy, make_policy
 from algos.rollout.chat import Chat
 from algos.rollout.collect import Collector, group_requests
 from algos.rollout.episodes import TokenEpisode
@@ -43,16 +43,29 @@ Dialogue = list[dict[str, str]]
 
 
 @dataclass(frozen=True)
+class Stage:
+    """A schedule from its warm-up to its end, with an optimiser of its own.
+
+    Attributes:
+        epochs: Passes over the corpus.
+        learning_rate: Peak of the cosine schedule.
+        opening: Passes over the dialogues of ``OPENING`` alone before the passes over all of them.
+    """
+
+    epochs: int
+    learning_rate: float
+    opening: int = 0
+
+
+@dataclass(frozen=True)
 class Recipe:
     """What a checkpoint is made from.
 
     Attributes:
         envs: ``{id: (keywords, dialogues, share of dialogues by the oracle)}``; the others are a clerk's.
         vocab: Size of the vocabulary.
-        epochs: Passes over the corpus.
+        stages: How it learns. The checkpoint is stored after each of them, and the next begins with what was stored.
         batch: Dialogues an optimiser step.
-        learning_rate: Peak of the cosine schedule.
-        opening: Passes over the dialogues of ``OPENING`` alone before the passes over all of them.
         micro_tokens: Most tokens in a micro-batch; the fastest on one core.
         precision: Of the learner's matrix products; bf16 where the model is large enough to gain by it.
         seeds: Of the initialisations; checkpoint ``NAME-k`` comes from the k-th.
@@ -61,10 +74,8 @@ class Recipe:
 
     envs: Mapping[str, tuple[Mapping[str, Any], int, float]]
     vocab: int
-    epochs: int
+    stages: tuple[Stage, ...]
     batch: int
-    learning_rate: float
-    opening: int = 0
     micro_tokens: int = 1024
     precision: Literal["fp32", "bf16"] = "fp32"
     seeds: tuple[int, ...] = (0,)
@@ -89,18 +100,15 @@ RECIPES: dict[str, Recipe] = {
             **MICRO,
         },
         vocab=512,
-        epochs=6,  # after 4, one initialisation of three did not copy item names yet
+        stages=(Stage(6, 4e-3),),  # after 4 epochs, one initialisation of three did not copy item names yet
         batch=32,
-        learning_rate=4e-3,
         seeds=(1, 2, 3),  # from 0 copying came a pass later: success of .10 at the start is too little for the suite
     ),
     "mini": Recipe(
         envs={env_id: ({"difficulty": 2}, 2_000, 0.0) for env_id in ENVIRONMENTS if env_id not in MICRO} | MICRO,
         vocab=1024,
-        epochs=2,
+        stages=(Stage(2, 2e-3, opening=3), Stage(1, 1.5e-3)),  # after the first it repeats words, but not every name
         batch=16,
-        learning_rate=2e-3,
-        opening=3,
         micro_tokens=512,
         precision="bf16",
         half=True,
@@ -150,31 +158,29 @@ def as_episode(chat: Chat, dialogue: Dialogue) -> TokenEpisode:
     )  # fmt: skip
 
 
-def passes(recipe: Recipe, envs: Sequence[str], seed: int) -> Iterator[list[list[int]]]:
-    """Yields the batches of each pass, as indices of dialogues.
+def passes(recipe: Recipe, stage: int, envs: Sequence[str], seed: int) -> Iterator[list[list[int]]]:
+    """Yields the batches of each pass of a stage, as indices of dialogues.
 
     Args:
         recipe: How many passes, and how large a batch is.
+        stage: Number of the stage.
         envs: Environment of each dialogue.
         seed: Of the order.
     """
-    opening = np.flatnonzero([env_id in OPENING for env_id in envs])
-    for number in range(recipe.opening + recipe.epochs):
-        pool = opening if number < recipe.opening else np.arange(len(envs))
-        order = np.random.default_rng(derive_seed(ROOT, "order", seed, number)).permutation(pool)
+    opening, now = np.flatnonzero([env_id in OPENING for env_id in envs]), recipe.stages[stage]
+    before = sum(each.opening + each.epochs for each in recipe.stages[:stage])
+    for number in range(now.opening + now.epochs):
+        pool = opening if number < now.opening else np.arange(len(envs))
+        order = np.random.default_rng(derive_seed(ROOT, "order", seed, before + number)).permutation(pool)
         yield order[: len(order) // recipe.batch * recipe.batch].reshape(-1, recipe.batch).tolist()
 
 
 def clone(
-    policy: Policy, episodes: Sequence[TokenEpisode], envs: Sequence[str], recipe: Recipe, seed: int, console: Console
-) -> list[float]:
+    policy: Policy, episodes: Sequence[TokenEpisode], plan: Sequence[list[list[int]]], config: LearnerConfig,
+    console: Console,
+) -> list[float]:  # fmt: skip
     """Trains a policy in place by behaviour cloning; returns the loss of each pass (nats per action token)."""
-    plan = list(passes(recipe, envs, seed))
-    config = LearnerConfig(
-        learning_rate=recipe.learning_rate, updates=sum(map(len, plan)), schedule="cosine", warmup=0.05,
-        weight_decay=0.01, micro_tokens=recipe.micro_tokens, precision=recipe.precision, device="cpu", seed=seed,
-    )  # fmt: skip
-    if recipe.precision == "bf16":  # the fused kernel is slow in bf16 on a CPU
+    if config.precision == "bf16":  # the fused kernel is slow in bf16 on a CPU
         policy.model.set_attn_implementation("eager")
     learner = Learner(policy, algos.make("bc"), config)
     losses = []
@@ -184,7 +190,7 @@ def clone(
             for batch in track(batches, f"pass {number}/{len(plan)}", console=console, transient=True)
         ]
         losses.append(float(np.mean(found)))
-        console.print(f"init {seed} pass {number}: loss {losses[-1]:.4f}, {np.mean(found[-100:]):.4f} at its end")
+        console.print(f"pass {number}: loss {losses[-1]:.4f}, {np.mean(found[-100:]):.4f} at its end")
     return losses
 
 
@@ -224,6 +230,8 @@ class Options:
     """Folder to write NAME-INIT into."""
     inits: tuple[int, ...] | None = None
     """Which of them; all if left out."""
+    begin: int = 0
+    """Stage to begin with; the checkpoint after the stage before stands in the output folder."""
     threads: int = 1
     """Torch threads; more are slower at this size."""
 
@@ -247,13 +255,26 @@ def main() -> None:
     )
     table = Table("init", "environment", "success", "return", "turns", "understood", title=f"start of {options.name}")
     for init in range(len(recipe.seeds)) if options.inits is None else options.inits:
-        seed = recipe.seeds[init]
+        seed, folder = recipe.seeds[init], options.out / f"{options.name}-{init}"
         policy = make_policy(new_model(options.name, tokenizer, seed=seed), tokenizer, name=options.name)
-        losses = clone(policy, episodes, envs, recipe, seed, console)
-        folder = store(policy, options.out / f"{options.name}-{init}", recipe.half)
+        losses: list[float] = []
+        if options.begin:
+            policy = load_policy(folder)
+            losses = json.loads((folder / "pretrain.json").read_text())["losses"]
+        for number, stage in list(enumerate(recipe.stages))[options.begin :]:
+            plan = list(passes(recipe, number, envs, seed))
+            config = LearnerConfig(
+                learning_rate=stage.learning_rate, updates=sum(map(len, plan)), schedule="cosine", warmup=0.05,
+                weight_decay=0.01, micro_tokens=recipe.micro_tokens, precision=recipe.precision, device="cpu",
+                seed=seed,
+            )  # fmt: skip
+            console.print(f"initialisation {init}, stage {number + 1}/{len(recipe.stages)}")
+            losses += clone(policy, episodes, plan, config, console)
+            store(policy, folder, recipe.half)
+            record = {"corpus": fingerprint, "losses": losses, "torch": torch.__version__}
+            (folder / "pretrain.json").write_text(json.dumps(record, indent=1) + "\n")
         measured = start_success(policy, recipe)
-        record = {"corpus": fingerprint, "losses": losses, "start": measured, "torch": torch.__version__}
-        (folder / "pretrain.json").write_text(json.dumps(record, indent=1) + "\n")
+        (folder / "pretrain.json").write_text(json.dumps(record | {"start": measured}, indent=1) + "\n")
         for env_id, row in measured.items():
             table.add_row(
                 str(init),
