@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 Baseline = Literal["group_mean", "group_median", "global_mean", "leave_one_out", "none"]
-Scale = Literal["none", "group", "batch"]
+Scale = Literal["none", "group", "batch", "mean"]
 
 
 # Rewards and returns ---------------------------------------------------------------------------------------
@@ -167,8 +167,9 @@ def group_advantages(
         group: [B] group ids.
         valid: [B] bool, episodes that take part.
         baseline: What is subtracted.
-        scale: Whose standard deviation divides.
-        eps: Added to the standard deviation.
+        scale: Whose standard deviation divides; ``mean``: the mean of the group divides instead (MaxRL), and
+            groups whose mean is not above 0 get 0.
+        eps: Added to what divides.
         of: [B] or [B,K], what is centred and scaled, if not the returns themselves.
 
     Returns:
@@ -179,7 +180,11 @@ def group_advantages(
     centre = _BASELINES[baseline](returns, scope, valid)
     alive = valid if baseline == "none" else valid & group_varies(returns, scope, valid)
     factor = torch.ones_like(returns)
-    if scale != "none":
+    if scale == "mean":
+        mean = group_mean(returns, group, valid)
+        alive = alive & (mean > 0)
+        factor = 1 / (mean.clamp(min=0) + eps)
+    elif scale != "none":
         sigma = group_std(returns, group if scale == "group" else everyone, valid)
         alive = alive & (sigma > 0)
         factor = 1 / (sigma + eps)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import algos
 from algos.base import KL, Algorithm, Batch, Credit, Minibatch, Scores
-from algos.maths.reductions import token_weights
+from algos.maths.reductions import loss_weights
 
 VOCABULARY = 5
 quick = settings(max_examples=40, deadline=None)
@@ -158,7 +158,7 @@ def loss_of(
 def judged(algorithm: Algorithm, batch: Batch) -> tuple[Credit, Minibatch, Tensor]:
     """Credit, data with credit, and weights of a whole batch."""
     credit = algorithm.credit(batch)
-    return credit, Minibatch.of(batch, credit), token_weights(batch, credit.keep, algorithm.reduce)
+    return credit, Minibatch.of(batch, credit), loss_weights(batch, credit.keep, algorithm)
 
 
 def gradient_of(algorithm: Algorithm, batch: Batch, seed: int = 0) -> tuple[Tensor, Tensor]:
