@@ -89,6 +89,9 @@ class GRPO(Algorithm):
         check(self, "reward_clip", self.reward_clip is None or self.reward_clip > 0, "above 0, or None")
         check(self, "value_clip", self.value_clip is None or self.value_clip > 0, "above 0, or None")
         check(self, "value_coef", self.value_coef > 0, "above 0")
+        # tokens that share a ratio share its gradient: advantages of their own would be averaged away
+        coarse = (self.ratio, self.assignment) in {("sequence", "process"), ("sequence", "gae"), ("turn", "gae")}
+        check(self, "ratio", not coarse, f"no coarser than the credit of assignment {self.assignment!r}")
         check_unused(self, ("eps",), self.scale != "none", "scale divides")
         critic_only = ("gamma_token", "lam", "value_clip", "value_coef")
         check_unused(self, critic_only, self.assignment == "gae", "assignment is 'gae'")
@@ -106,8 +109,10 @@ class GRPO(Algorithm):
         """The group-relative advantage of the episode, brought to its tokens by ``assignment``."""
         reward, valid = penalised_rewards(batch, self.kl, self.reward_clip)
         keep = valid & batch.terminated if self.mask_truncated else valid
+        to_go = returns_to_go(reward, self.gamma_turn)  # [B,K]
+        returns = reward.sum(1) if self.assignment == "gae" else to_go[:, 0]
         if self.drop_dead:
-            keep = keep & group_varies(reward.sum(1), batch.group, valid)
+            keep = keep & group_varies(returns, batch.group, valid)
         relative = partial(
             group_advantages,
             group=batch.group,
@@ -117,12 +122,11 @@ class GRPO(Algorithm):
             eps=self.eps,
         )
         if self.assignment == "gae":
-            return self._spread_by_critic(batch, relative(reward.sum(1)), keep)
-        to_go = returns_to_go(reward, self.gamma_turn)  # [B,K]
+            return self._spread_by_critic(batch, relative(returns), keep)
         if self.assignment == "process":
-            advantage = spread_turns(relative(to_go[:, 0], of=to_go), batch.turn)
+            advantage = spread_turns(relative(returns, of=to_go), batch.turn)
         else:
-            advantage = spread_episodes(relative(to_go[:, 0]), batch.action)
+            advantage = spread_episodes(relative(returns), batch.action)
         return Credit(advantage, keep=keep, state=batch.state)
 
     def _spread_by_critic(self, batch: Batch, outcome: Tensor, keep: Tensor) -> Credit:

@@ -83,17 +83,20 @@ class PPO(Algorithm):
         Returns:
             [B,T] advantages; [B,T] targets of the critic; [B,T] bool, where the critic trains.
         """
-        value = filled(batch.value, "value")
-        advantage = gae(
+        advantage = self.token_gae(reward, batch, self.lam)
+        return advantage, advantage + filled(batch.value, "value"), batch.action
+
+    def token_gae(self, reward: Tensor, batch: Batch, lam: Tensor | float) -> Tensor:
+        """GAE over the action tokens [B,T] with rewards [B,K] and any lambda (scalar, or [B,1] of each row)."""
+        return gae(
             on_last_token(reward, batch.turn) + kl_in_reward(batch, self.kl),
-            value,
+            filled(batch.value, "value"),
             batch.action,
             terminated=batch.settled,
             bootstrap=filled(batch.bootstrap, "bootstrap"),
             discount=token_discount(batch.turn, self.gamma_token, self.gamma_turn),
-            lam=self.lam,
+            lam=lam,
         )
-        return advantage, advantage + value, batch.action
 
     def credit(self, batch: Batch) -> Credit:
         """The estimated advantages, whitened over the batch's action tokens."""

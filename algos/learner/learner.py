@@ -203,6 +203,8 @@ class Learner:
             loss, norm = self._optimise(data.rows(rows), keep[rows], tally, first=index == 0)
             losses.append(loss)
             norms.append(norm)
+        if self._warms_up():
+            self._forget_moments()
         self.step += 1
 
         metrics = (
@@ -229,8 +231,9 @@ class Learner:
         found: dict[str, Any] = {"state": self.statistics}
         several_steps = self.algorithm.epochs * self.algorithm.minibatches > 1
         unsure = "entropy" in self.algorithm.needs
-        # The sampler's float32 log-probabilities are the learner's own, if this very policy sampled.
-        trusted = self.config.precision == "fp32" and bool((batch.version == self.step).all())
+        # The sampler's float32 log-probabilities are the learner's own, if this very policy sampled and they agree.
+        same = self.config.precision == "fp32" and bool((batch.version == self.step).all())
+        trusted = same and self.mismatch <= self.config.mismatch_limit
         if several_steps and trusted:
             found["old_logp"] = batch.behaviour_logp
         if self.critic is not None or unsure or (several_steps and not trusted):
@@ -368,6 +371,11 @@ class Learner:
 
     def _warms_up(self) -> bool:
         return self.critic is not None and self.step < self.config.critic_warmup
+
+    def _forget_moments(self) -> None:
+        """Leaves no momentum from gradients of an untrained critic: after the warm-up the policy begins afresh."""
+        for parameter in self.model.parameters():
+            self.adam.state.pop(parameter, None)
 
     def _damp(self, kl: float) -> None:
         if self.config.kl_limit is not None:
