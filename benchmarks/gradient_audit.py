@@ -29,8 +29,9 @@ estimate. Variance, cosine of a batch and ESS are those of the plain d.
 **Verdicts**, over all hypotheses of the run (two an entry: residual 0, and factor 1), p values corrected by Holm at
 5 %: ``biased`` if the residual is not 0; ``up to a factor`` if the factor is not 1; ``unbiased`` otherwise;
 ``undecided`` in place of the last two where the residual's interval reaches above ``FINE``. The intervals are 95 %
-each, uncorrected: one of twenty misses its truth. No verdict proves that a bias is 0; the interval says how large it
-may be.
+each, uncorrected: one of twenty misses its truth, and cells of one dialogue and policy, which share their random
+numbers, miss together (Holm's correction holds under any dependence). No verdict proves that a bias is 0; the interval
+says how large it may be.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import multiprocessing
+import os
 import re
 import shlex
 import sys
@@ -60,6 +62,7 @@ from algos.base import Algorithm, Minibatch, Scores
 from algos.maths.reductions import loss_weights
 from benchmarks import micro_dialogues, provenance, stats
 from benchmarks.micro_dialogues import SETTINGS, Dialogue, Floats, Policy, PolicyKind, Sampled, Setting
+from benchmarks.pool import THREADS
 from convgym.errors import ConfigError, UnknownNameError
 
 BEGIN, END = "<!-- figures:begin -->", "<!-- figures:end -->"
@@ -72,7 +75,7 @@ REFERENCES: dict[str, Algorithm] = {  # settings of the zoo whose expectation is
     "dr_grpo[seq_sum]": algos.make("dr_grpo", reduce="seq_sum"),
     "grpo[seq_sum]": algos.make("grpo", reduce="seq_sum"),
 }
-NO_GRADIENT = {"bc"}  # looks at no reward: its expected direction is 0 on the policy's own episodes
+NO_GRADIENT = {"bc"}  # looks at no reward: on its own episodes its mean is 0, but for sampled lengths in 1/N
 FINE = 0.15  # a residual's interval that stays below it is called fine enough for a verdict
 ROUNDING = 1e-6  # the tiny Llama computes its norms in float32
 
@@ -398,16 +401,18 @@ def render(found: Mapping[str, Any]) -> str:
     middle = found["sizes"][min(1, len(found["sizes"]) - 1)]
     hypotheses = sum(row["residual_p_holm"] is not None for row in rows) * 2
     parts = [
-        f"{machine['processor']}, {machine['cores']} cores; Python {versions['python']}, torch {versions['torch']}; "
+        f"`{found['command']}`: {machine['processor']}, {machine['cores']} cores; "
+        f"Python {versions['python']}, torch {versions['torch']}; "
         f"commit {found['commit'].get('id', 'none')[:10]}{changed}; "
         f"{found['started']}; {found['batches']} batches of {found['batch_rows']} episodes in each of "
         f"{len({row['cell'] for row in rows})} cells, seed {found['seed']}. Verdicts are corrected (Holm, 5 %) for "
         f"{hypotheses} hypotheses; intervals are 95 % each.",
         "![Residuals of all algorithms](gradient-audit.svg)",
         "### What theory says",
-        "Cells in which the residual was not found to differ from 0, and in which the interval of the factor holds the "
-        "known value. The intervals are 95 % each, so that one of twenty may miss. An estimator that is a multiple of a "
-        "control variate in every batch agrees exactly: for it, look at the last column.",
+        "Cells in which the residual was not found to differ from 0, and in which the interval of the factor holds "
+        "the known value. The intervals are 95 % each, so that one of twenty misses; cells of one dialogue and policy "
+        "share their random numbers, so that misses come together. An estimator that is a multiple of a control "
+        "variate in every batch agrees exactly: for it, only the last column is an estimate.",
         _checks(rows),
         "### Verdicts",
         "Cells of the run with each verdict, with the tiny Llama (messages of sampled lengths) and with the table "
@@ -494,7 +499,7 @@ def _across(rows: Sequence[Mapping[str, Any]], columns: Sequence[tuple[str, tupl
 
 
 def _number(x: float | None) -> str:
-    return "-" if x is None else f"{x:.3g}"
+    return "-" if x is None else f"{0.0 if abs(x) < ROUNDING else x:.3g}"
 
 
 def _interval(row: Mapping[str, Any], key: str) -> str:
@@ -603,6 +608,7 @@ def _in_processes(
 ) -> Iterator[tuple[Configuration, list[dict[str, Any]]]]:
     count = TextColumn("{task.completed}/{task.total} cells")
     columns = [count, BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()]
+    os.environ.update(dict.fromkeys(THREADS, "1"))  # inherited; several BLAS threads a cell cost five times the CPU
     spawn = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     with Progress(*columns, console=console) as progress, ProcessPoolExecutor(jobs, mp_context=spawn) as pool:
         bar = progress.add_task("auditing", total=len(cells))

@@ -34,7 +34,14 @@ from typing import Literal, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 MATHS = "algos/maths"
-WIDER = ("tests/algos/maths", "tests/algos/test_credit.py", "tests/algos/test_zoo.py")
+WIDER = (
+    "tests/algos/maths",
+    "tests/algos/test_credit.py",
+    "tests/algos/test_critic_family.py",
+    "tests/algos/test_group_family.py",
+    "tests/algos/test_returns_family.py",
+    "tests/algos/test_zoo.py",
+)
 PAGE = ROOT / "docs/benchmarks/mutation.md"
 SURVIVORS = ROOT / "docs/benchmarks/mutation-survivors.json"
 PRELOAD = ("torch", "hypothesis", "hypothesis.strategies", "numpy", "gymnasium", "convgym")  # nothing of `algos`
@@ -240,10 +247,11 @@ class Nursery:
 
     folder: Path
     examples: int
+    wider: tuple[str, ...]
 
     @classmethod
     @contextlib.contextmanager
-    def opened(cls, examples: int) -> Iterator[Nursery]:
+    def opened(cls, examples: int, wider: tuple[str, ...] = WIDER) -> Iterator[Nursery]:
         """Copies the tree to a temporary folder, goes there and imports what every mutant needs."""
         before, path = Path.cwd(), list(sys.path)
         with tempfile.TemporaryDirectory(prefix="mutation-") as name:
@@ -260,7 +268,7 @@ class Nursery:
                     importlib.import_module(module)
                 if any(m == "algos" or m.startswith("algos.") for m in sys.modules):
                     raise RuntimeError("Expected nothing of `algos` in memory, or mutants would be ignored.")
-                yield cls(folder, examples)
+                yield cls(folder, examples, wider)
             finally:
                 os.chdir(before)
                 sys.path[:] = path
@@ -268,7 +276,7 @@ class Nursery:
     def stages(self, file: str) -> list[list[str]]:
         """The module's own test file, then everything else."""
         own = f"tests/algos/maths/test_{file}"
-        wider = [str(p.relative_to(self.folder)) for name in WIDER for p in _test_files(self.folder / name)]
+        wider = [str(p.relative_to(self.folder)) for name in self.wider for p in _test_files(self.folder / name)]
         first = [own] if (self.folder / own).exists() else []
         return [stage for stage in (first, [name for name in wider if name not in first]) if stage]
 
@@ -308,7 +316,9 @@ class Nursery:
 
 
 def _test_files(path: Path) -> list[Path]:
-    return sorted(path.glob("test_*.py")) if path.is_dir() else [path]
+    """A file, or the tests of a folder; those that compare with other packages would only be skipped."""
+    found = sorted(path.glob("test_*.py")) if path.is_dir() else [path]
+    return [p for p in found if p.exists() and p.name != "test_peers.py"]
 
 
 def plant(mutant: Mutant) -> bool:
