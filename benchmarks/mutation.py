@@ -184,7 +184,7 @@ def _changes(node: Place) -> Iterator[Change]:
         yield "nothing", ast.Return(ast.BinOp(node.value, ast.Mult(), ast.Constant(0)))
 
 
-def _other_constants(value: object) -> tuple[object, ...]:
+def _other_constants(value: object) -> tuple[str | bool | int | float, ...]:
     if isinstance(value, bool):
         return (not value,)
     if value in (0, 1) and isinstance(value, int | float):
@@ -246,12 +246,11 @@ class Nursery:
     """A copy of the tree, and a process that has everything imported but the mathematics."""
 
     folder: Path
-    examples: int
     wider: tuple[str, ...]
 
     @classmethod
     @contextlib.contextmanager
-    def opened(cls, examples: int, wider: tuple[str, ...] = WIDER) -> Iterator[Nursery]:
+    def opened(cls, wider: tuple[str, ...] = WIDER) -> Iterator[Nursery]:
         """Copies the tree to a temporary folder, goes there and imports what every mutant needs."""
         before, path = Path.cwd(), list(sys.path)
         with tempfile.TemporaryDirectory(prefix="mutation-") as name:
@@ -268,7 +267,7 @@ class Nursery:
                     importlib.import_module(module)
                 if any(m == "algos" or m.startswith("algos.") for m in sys.modules):
                     raise RuntimeError("Expected nothing of `algos` in memory, or mutants would be ignored.")
-                yield cls(folder, examples, wider)
+                yield cls(folder, wider)
             finally:
                 os.chdir(before)
                 sys.path[:] = path
@@ -306,8 +305,6 @@ class Nursery:
         hypothesis.settings.load_profile("mutation")
         if mutant is not None and not plant(mutant):
             return 1  # it cannot even be imported
-        batches = importlib.import_module("tests.algos.batches")
-        batches.quick = hypothesis.settings(max_examples=self.examples)  # before the test modules take it from there
         for stage in self.stages(mutant.file if mutant else ""):
             code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *stage])
             if code:
@@ -361,13 +358,13 @@ def page(trials: Sequence[Trial], explained: dict[str, str], command: str) -> st
     """The page as Markdown."""
     survivors = [t.mutant for t in trials if t.outcome == "survived"]
     known = [m for m in survivors if m.key in explained]
-    rows = []
+    rows: list[tuple[str, int, int, int, int]] = []
     for file in sorted({t.mutant.file for t in trials}):
         outcomes = Counter(t.outcome for t in trials if t.mutant.file == file)
         same = sum(m.file == file for m in known)
         holes = outcomes["survived"] - same
         rows.append((f"`{file}`", outcomes.total(), outcomes["killed"] + outcomes["hangs"], same, holes))
-    rows.append(("all", *(sum(row[i] for row in rows) for i in range(1, 5))))  # type: ignore[misc]
+    rows.append(("all", *(sum(column) for column in zip(*(row[1:] for row in rows)))))  # type: ignore[arg-type]
     kinds = Counter(t.mutant.operator for t in trials)
     dead = Counter(t.mutant.operator for t in trials if t.outcome != "survived")
     lines = [
@@ -414,7 +411,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--match", default="", help="only mutants whose key holds this text")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sample")
     parser.add_argument("--jobs", type=int, default=1, help="mutants at a time")
-    parser.add_argument("--examples", type=int, default=20, help="examples of each property")
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.relative_to(ROOT)}")
     arguments = parser.parse_args(argv)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -436,7 +432,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             note = "  (explained)" if trial.mutant.key in explained else ""
             print(f"{trial.outcome}: {trial.mutant.key}{note}", flush=True)
 
-    with Nursery.opened(arguments.examples) as nursery:
+    with Nursery.opened() as nursery:
         status = os.waitstatus_to_exitcode(os.waitpid(nursery.start(None), 0)[1])
         if status:
             print("The tests fail on the unchanged tree: nothing can be learnt from mutants.", file=sys.stderr)

@@ -101,7 +101,7 @@ from benchmarks.mutation import MATHS, ROOT, Nursery, mutants_of, run
 mutants = {m.key: m for m in mutants_of(ROOT / MATHS / "kl.py")}
 wrong = mutants["kl.py:k2: d.square() / 2  ->  d.square() * 2"]
 chosen = wrong, wrong._replace(source=(ROOT / MATHS / "kl.py").read_text())
-with Nursery.opened(5, wider=()) as nursery:
+with Nursery.opened(wider=()) as nursery:
     print([trial.outcome for trial in run(nursery, chosen, 2, lambda trial: None)])
 """
 
