@@ -30,15 +30,38 @@ class Preset(NamedTuple):
 
 
 ALGORITHMS: dict[str, str | Preset | type[Algorithm]] = {
+    # clones, and those that learn from what went well
     "bc": "algos.bc:BC",
-    "dr_grpo": Preset("algos.grpo:GRPO", {"scale": "none", "reduce": "const"}),
-    "grpo": "algos.grpo:GRPO",
-    "ppo": "algos.ppo:PPO",
+    "awr": "algos.awr:AWR",
+    "raft": "algos.raft:RAFT",
+    "topr": "algos.topr:TOPR",
+    # returns with a baseline
     "reinforce": "algos.reinforce:Reinforce",
+    "reinforce_pp": "algos.reinforce_pp:ReinforcePP",
+    "reinforce_pp_baseline": Preset("algos.reinforce_pp:ReinforcePP", {"baseline": "group_mean"}),
+    "rebn": "algos.rebn:ReBN",
+    "remax": "algos.remax:ReMax",
+    # groups
+    "grpo": "algos.grpo:GRPO",
+    "dr_grpo": Preset("algos.grpo:GRPO", {"scale": "none", "reduce": "const"}),
     "rloo": Preset(
         "algos.grpo:GRPO",
         {"baseline": "leave_one_out", "scale": "none", "ratio": "sequence", "reduce": "seq_sum"},
     ),
+    "dapo": Preset("algos.grpo:GRPO", {"drop_dead": True, "low": 0.2, "high": 0.28, "reduce": "token"}),
+    "lite_ppo": Preset("algos.grpo:GRPO", {"scale": "batch", "reduce": "token"}),
+    "gspo": Preset("algos.grpo:GRPO", {"ratio": "sequence", "low": 3e-4, "high": 4e-4}),
+    "maxrl": Preset("algos.grpo:GRPO", {"scale": "mean", "reduce": "token"}),
+    "cispo": "algos.cispo:CISPO",
+    "sapo": "algos.sapo:SAPO",
+    "gmpo": "algos.gmpo:GMPO",
+    "gigpo": "algos.gigpo:GiGPO",
+    "grpo_advantage_clip": "algos.grpo_advantage_clip:GRPOAdvantageClip",
+    # a critic
+    "ppo": "algos.ppo:PPO",
+    "ppo_turn": "algos.ppo_turn:PPOTurn",
+    "ppo_bilevel": "algos.ppo_bilevel:PPOBilevel",
+    "vapo": "algos.vapo:VAPO",
 }
 
 

@@ -7,11 +7,12 @@ belongs to the learner, which never asks which algorithm it runs.
 The learner's side of the bargain:
 
 1. It fills ``Batch.ref_logp`` if ``"reference" in needs``, ``value`` and ``bootstrap`` if ``"critic"``,
-   ``greedy_return`` if ``"greedy"``; with ``"group"`` it collects groups of two or more episodes.
+   ``greedy_return`` if ``"greedy"``, ``old_entropy`` if ``"entropy"``; with ``"group"`` it
+   collects groups of two or more episodes.
 2. It hands ``credit`` the state that the last call returned (``Batch.state``; ``{}`` at the start), keeps
    ``Credit.state``, and writes it into the checkpoint as JSON. Running baselines live there and nowhere else.
-3. It computes ``w = token_weights(batch, credit.keep, algorithm.reduce)`` once over all rows of an optimiser
-   step, and adds ``(w * loss)[action].sum()`` for each micro-batch. It never divides again.
+3. It computes ``w = loss_weights(batch, credit.keep, algorithm)`` once over all rows of an optimiser step, and adds
+   ``(w * loss)[action].sum()`` for each micro-batch. It never divides again. Where nothing weighs, it takes no step.
 4. Before ``loss`` it fills ``old_logp``: the log-probabilities under the policy before the first optimiser
    step of the iteration. Where there is only one step they are ``scores.logp.detach()``.
 5. It averages each per-token metric over the kept action tokens.
@@ -31,12 +32,12 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from algos.checks import check, check_types, known_fields
+from algos.checks import check, check_types, check_unused, known_fields
 from convgym.errors import ConfigError
 
 Reduce = Literal["token", "seq", "const", "seq_sum", "prompt", "turn"]
 Placement = Literal["reward_k1", "loss_k2", "loss_k3", "loss_k3_is"]
-Need = Literal["critic", "reference", "group", "greedy"]
+Need = Literal["critic", "reference", "group", "greedy", "entropy"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Batch:
     value: Tensor | None = None  # [B,T]
     bootstrap: Tensor | None = None  # [B] value after the last token
     greedy_return: Tensor | None = None  # [B] return of the greedy episode of the row's scenario
+    old_entropy: Tensor | None = None  # [B,T] entropy of the policy before the first step
     judged: Tensor | None = None  # [B] bool, the env paid for the end state although a limit cut the row
     state: Mapping[str, float] = field(default_factory=dict)  # what the last `credit` returned
 
@@ -84,7 +86,7 @@ class Batch:
                 )
 
     def _shapes(self, rows: int, width: int, turns: int) -> dict[str, tuple[int, ...]]:
-        per_token = ("tokens", "turn", "behaviour_logp", "old_logp", "ref_logp", "value")
+        per_token = ("tokens", "turn", "behaviour_logp", "old_logp", "ref_logp", "value", "old_entropy")
         per_row = ("n_turns", "group", "terminated", "version", "bootstrap", "greedy_return", "judged")
         shapes: dict[str, tuple[int, ...]] = {"reward": (rows, turns), "state_key": (rows, turns)}
         return shapes | dict.fromkeys(per_token, (rows, width)) | dict.fromkeys(per_row, (rows,))
@@ -221,6 +223,10 @@ class Algorithm(ABC):
         minibatches: Optimiser steps a pass.
         kl: Pull towards the reference policy.
         entropy: Weight of the entropy bonus.
+        budget: L_max of ``reduce="const"``, the most tokens that the agent can say in a conversation; without it the
+            longest row of the optimiser step is taken, which is a number that was sampled.
+        top_entropy: Share of the action tokens that train, those at which the policy was least sure; Wang et al. 2025
+            (arXiv 2506.01939) take 0.2. Not for algorithms with a critic, which learns at every token.
 
     Raises:
         ConfigError: at construction, for an illegal value or settings that contradict each other. Settings
@@ -234,6 +240,8 @@ class Algorithm(ABC):
     minibatches: int = 1
     kl: KL = KL()
     entropy: float = 0.0
+    budget: int | None = None
+    top_entropy: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuses illegal settings; a subclass calls this first and then adds its own checks."""
@@ -241,11 +249,17 @@ class Algorithm(ABC):
         check(self, "epochs", self.epochs >= 1, "at least 1")
         check(self, "minibatches", self.minibatches >= 1, "at least 1")
         check(self, "entropy", self.entropy >= 0, "at least 0")
+        check(self, "budget", self.budget is None or self.budget >= 1, "at least 1, or None")
+        check_unused(self, ("budget",), self.reduce == "const", "reduce is 'const'")
+        every = self.top_entropy == 1 or "critic" not in self.needs
+        check(self, "top_entropy", 0 < self.top_entropy <= 1 and every, "in (0, 1], and 1 with a critic")
 
     @property
     def needs(self) -> frozenset[Need]:
         """What the learner must supply. A subclass returns ``super().needs | {...}``."""
-        return frozenset({"reference"}) if self.kl.beta > 0 else frozenset()
+        reference: frozenset[Need] = frozenset({"reference"}) if self.kl.beta > 0 else frozenset()
+        entropy: frozenset[Need] = frozenset({"entropy"}) if self.top_entropy < 1 else frozenset()
+        return reference | entropy
 
     @abstractmethod
     def credit(self, batch: Batch) -> Credit:

@@ -24,6 +24,7 @@ from algos.maths.advantages import (
     explained_variance,
     gae,
     group_advantages,
+    group_varies,
     on_last_token,
     returns_to_go,
     spread_episodes,
@@ -31,7 +32,7 @@ from algos.maths.advantages import (
     token_discount,
 )
 from algos.maths.kl import penalised_rewards, regularisation
-from algos.maths.losses import Level, clipped_surrogate, importance_ratio, value_loss
+from algos.maths.losses import Level, clipped_surrogate, critic_term, importance_ratio
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,7 @@ class GRPO(Algorithm):
         high: How far it may rise above 1; ``None`` for no bound.
         reward_clip: Bound of the absolute reward of a turn; ``None`` for no bound.
         mask_truncated: Leave truncated episodes out of the loss. They still count in the group's statistics.
+        drop_dead: Leave groups whose returns are all equal out of the loss and its normaliser.
         gamma_turn: Discount of a turn.
         gamma_token: Discount of a token, for ``gae``.
         lam: Lambda, for ``gae``.
@@ -69,6 +71,7 @@ class GRPO(Algorithm):
     high: float | None = 0.2
     reward_clip: float | None = None
     mask_truncated: bool = False
+    drop_dead: bool = False
     gamma_turn: float = 1.0
     gamma_token: float = 1.0
     lam: float = 0.95
@@ -86,6 +89,9 @@ class GRPO(Algorithm):
         check(self, "reward_clip", self.reward_clip is None or self.reward_clip > 0, "above 0, or None")
         check(self, "value_clip", self.value_clip is None or self.value_clip > 0, "above 0, or None")
         check(self, "value_coef", self.value_coef > 0, "above 0")
+        # tokens that share a ratio share its gradient: advantages of their own would be averaged away
+        coarse = (self.ratio, self.assignment) in {("sequence", "process"), ("sequence", "gae"), ("turn", "gae")}
+        check(self, "ratio", not coarse, f"no coarser than the credit of assignment {self.assignment!r}")
         check_unused(self, ("eps",), self.scale != "none", "scale divides")
         critic_only = ("gamma_token", "lam", "value_clip", "value_coef")
         check_unused(self, critic_only, self.assignment == "gae", "assignment is 'gae'")
@@ -93,7 +99,8 @@ class GRPO(Algorithm):
     @property
     def needs(self) -> frozenset[Need]:
         """Groups if the statistics look at them, a critic for ``gae``."""
-        grouped = self.scale == "group" or self.baseline in ("group_mean", "group_median", "leave_one_out")
+        by_group = self.baseline in ("group_mean", "group_median", "leave_one_out")
+        grouped = by_group or self.scale in ("group", "mean") or self.drop_dead
         group: frozenset[Need] = frozenset({"group"}) if grouped else frozenset()
         critic: frozenset[Need] = frozenset({"critic"}) if self.assignment == "gae" else frozenset()
         return super().needs | group | critic
@@ -102,6 +109,10 @@ class GRPO(Algorithm):
         """The group-relative advantage of the episode, brought to its tokens by ``assignment``."""
         reward, valid = penalised_rewards(batch, self.kl, self.reward_clip)
         keep = valid & batch.terminated if self.mask_truncated else valid
+        to_go = returns_to_go(reward, self.gamma_turn)  # [B,K]
+        returns = reward.sum(1) if self.assignment == "gae" else to_go[:, 0]
+        if self.drop_dead:
+            keep = keep & group_varies(returns, batch.group, valid)
         relative = partial(
             group_advantages,
             group=batch.group,
@@ -111,12 +122,11 @@ class GRPO(Algorithm):
             eps=self.eps,
         )
         if self.assignment == "gae":
-            return self._spread_by_critic(batch, relative(reward.sum(1)), keep)
-        to_go = returns_to_go(reward, self.gamma_turn)  # [B,K]
+            return self._spread_by_critic(batch, relative(returns), keep)
         if self.assignment == "process":
-            advantage = spread_turns(relative(to_go[:, 0], of=to_go), batch.turn)
+            advantage = spread_turns(relative(returns, of=to_go), batch.turn)
         else:
-            advantage = spread_episodes(relative(to_go[:, 0]), batch.action)
+            advantage = spread_episodes(relative(returns), batch.action)
         return Credit(advantage, keep=keep, state=batch.state)
 
     def _spread_by_critic(self, batch: Batch, outcome: Tensor, keep: Tensor) -> Credit:
@@ -137,20 +147,19 @@ class GRPO(Algorithm):
         metrics = {"explained_variance": float(explained_variance(value, target, kept))}
         return Credit(advantage * kept, target, kept, keep, batch.state, metrics)
 
-    def loss(self, scores: Scores, batch: Minibatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The clipped surrogate, with the regularisation, and the value loss if there is a critic."""
+    def surrogate(self, scores: Scores, batch: Minibatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The policy's term of the loss [b,T], un-masked, and metrics: what most relatives replace."""
         ratio = importance_ratio(scores.logp, filled(batch.old_logp, "old_logp"), batch.turn, self.ratio)
-        policy_loss, clipped = clipped_surrogate(ratio, batch.advantage, self.low, self.high)
-        term, metrics = regularisation(scores, batch, self.kl, self.entropy)
-        metrics |= {"policy_loss": policy_loss.detach(), "ratio": ratio.detach(), "clip_share": clipped}
-        loss = policy_loss + term
+        loss, clipped = clipped_surrogate(ratio, batch.advantage, self.low, self.high)
+        return loss, {"ratio": ratio.detach(), "clip_share": clipped}
+
+    def loss(self, scores: Scores, batch: Minibatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The surrogate, with the regularisation, and the value loss if there is a critic."""
+        policy_loss, metrics = self.surrogate(scores, batch)
+        term, measured = regularisation(scores, batch, self.kl, self.entropy)
+        metrics |= {**measured, "policy_loss": policy_loss.detach()}
         if self.assignment == "gae":
-            critic_loss, _ = value_loss(
-                filled(scores.value, "scores.value"),
-                filled(batch.target, "target"),
-                filled(batch.value, "value"),
-                self.value_clip,
-            )
-            critic_loss = critic_loss * filled(batch.critic_at, "critic_at")
-            loss, metrics["value_loss"] = loss + self.value_coef * critic_loss, critic_loss.detach()
-        return loss, metrics
+            critic_loss, clipped = critic_term(scores, batch, self.value_clip)
+            term = term + self.value_coef * critic_loss
+            metrics |= {"value_loss": critic_loss.detach(), "value_clip_share": clipped}
+        return policy_loss + term, metrics

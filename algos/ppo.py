@@ -25,7 +25,7 @@ from algos.maths.advantages import (
     whiten,
 )
 from algos.maths.kl import kl_in_reward, regularisation
-from algos.maths.losses import clipped_surrogate, importance_ratio, value_loss
+from algos.maths.losses import Level, clipped_surrogate, critic_term, importance_ratio
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,7 @@ class PPO(Algorithm):
         gamma_turn: Discount of a turn; below 1 it makes dialogues short.
         gamma_token: Discount of a token; below 1 it punishes words.
         lam: Lambda of GAE, per token.
+        ratio: Whether the ratio is a token's, or the geometric mean of a turn or of the whole sequence.
         low: How far the ratio may fall below 1; ``None`` for no bound.
         high: How far it may rise above 1; ``None`` for no bound.
         value_clip: Largest move of a value that pays, in units of return; ``None`` for plain regression.
@@ -50,6 +51,7 @@ class PPO(Algorithm):
     gamma_turn: float = 0.99
     gamma_token: float = 1.0
     lam: float = 0.95
+    ratio: Level = "token"
     low: float | None = 0.2
     high: float | None = 0.2
     value_clip: float | None = 0.2
@@ -71,40 +73,51 @@ class PPO(Algorithm):
         """A critic."""
         return super().needs | {"critic"}
 
-    def credit(self, batch: Batch) -> Credit:
-        """GAE over the action tokens; the critic's target is ``A + V``, before whitening."""
-        reward, valid = clean_rewards(batch.reward, batch.n_turns)
-        value = filled(batch.value, "value")
-        advantage = gae(
+    def estimate(self, reward: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """GAE over the action tokens: what most relatives replace.
+
+        Args:
+            reward: [B,K] finite rewards of the turns.
+            batch: The whole iteration.
+
+        Returns:
+            [B,T] advantages; [B,T] targets of the critic; [B,T] bool, where the critic trains.
+        """
+        advantage = self.token_gae(reward, batch, self.lam)
+        return advantage, advantage + filled(batch.value, "value"), batch.action
+
+    def token_gae(self, reward: Tensor, batch: Batch, lam: Tensor | float) -> Tensor:
+        """GAE over the action tokens [B,T] with rewards [B,K] and any lambda (scalar, or [B,1] of each row)."""
+        return gae(
             on_last_token(reward, batch.turn) + kl_in_reward(batch, self.kl),
-            value,
+            filled(batch.value, "value"),
             batch.action,
             terminated=batch.settled,
             bootstrap=filled(batch.bootstrap, "bootstrap"),
             discount=token_discount(batch.turn, self.gamma_token, self.gamma_turn),
-            lam=self.lam,
+            lam=lam,
         )
-        target, kept = advantage + value, batch.action & valid[:, None]
+
+    def credit(self, batch: Batch) -> Credit:
+        """The estimated advantages, whitened over the batch's action tokens."""
+        reward, valid = clean_rewards(batch.reward, batch.n_turns)
+        advantage, target, critic_at = self.estimate(reward, batch)
+        kept, critic_at = batch.action & valid[:, None], critic_at & valid[:, None]
+        explained = explained_variance(filled(batch.value, "value"), target, critic_at)
         return Credit(
             whiten(advantage, kept) if self.whiten else advantage * kept,
             target=target,
-            critic_at=kept,
+            critic_at=critic_at,
             keep=valid,
             state=batch.state,
-            metrics={"explained_variance": float(explained_variance(value, target, kept))},
+            metrics={"explained_variance": float(explained)},
         )
 
     def loss(self, scores: Scores, batch: Minibatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The clipped surrogate and the clipped value loss, with the regularisation."""
-        ratio = importance_ratio(scores.logp, filled(batch.old_logp, "old_logp"), batch.turn)
+        ratio = importance_ratio(scores.logp, filled(batch.old_logp, "old_logp"), batch.turn, self.ratio)
         policy_loss, clipped = clipped_surrogate(ratio, batch.advantage, self.low, self.high)
-        critic_loss, value_clipped = value_loss(
-            filled(scores.value, "scores.value"),
-            filled(batch.target, "target"),
-            filled(batch.value, "value"),
-            self.value_clip,
-        )
-        critic_loss = critic_loss * filled(batch.critic_at, "critic_at")
+        critic_loss, value_clipped = critic_term(scores, batch, self.value_clip)
         term, metrics = regularisation(scores, batch, self.kl, self.entropy)
         return policy_loss + self.value_coef * critic_loss + term, {
             **metrics,

@@ -21,13 +21,14 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from algos.base import Algorithm, Batch, Minibatch, Scores
+from algos.base import Algorithm, Batch, Minibatch, Scores, filled
 from algos.learner.checkpoint import Checkpoint, fill_tensors, tensors_of
 from algos.learner.faults import NanGuard, is_out_of_memory, sound
 from algos.learner.optimiser import Schedule, learning_rate_factor, parameter_groups
 from algos.learner.scores import linear_head, recomputing, score
 from algos.maths.advantages import clean_rewards, group_report
-from algos.maths.reductions import token_weights
+from algos.maths.losses import truncated_importance
+from algos.maths.reductions import loss_weights
 from algos.policies.critic import Critic, Trunk, new_critic
 from algos.policies.load import Policy
 from algos.policies.reference import frozen_copy
@@ -57,6 +58,11 @@ class LearnerConfig:
         micro_tokens: Most tokens in a micro-batch, padding included.
         precision: Of the matrix products; the weights are always float32.
         gradient_checkpointing: Recompute activations in the backward pass: slower, less memory.
+        critic_warmup: Updates at the start in which only the critic learns (arXiv 2503.01491); the policy stays.
+        mismatch_limit: Once sampler and learner disagree by more than this (mean absolute difference of the
+            log-probabilities, nats a token), each token's loss is weighted by their truncated ratio.
+        importance_cap: Upper bound of that ratio (arXiv 2506.13585 and Yao et al. 2025, "Your efficient RL framework
+            secretly brings you off-policy training").
         critic: Where the critic reads its hidden states; see ``algos.policies.critic.new_critic``.
         device: ``"auto"`` takes an accelerator if there is one.
         seed: Root of the learner's random streams.
@@ -74,6 +80,9 @@ class LearnerConfig:
     micro_tokens: int = 2048
     precision: Precision = "fp32"
     gradient_checkpointing: bool = False
+    critic_warmup: int = 0
+    mismatch_limit: float = 0.02
+    importance_cap: float = 2.0
     critic: Trunk = "shared"
     device: Literal["auto", "cpu"] = "auto"
     seed: int = 0
@@ -153,6 +162,7 @@ class Learner:
         self.damping = 1.0  # factor on the learning rate, moved by `kl_limit`
         self.micro_tokens = config.micro_tokens  # halved when memory runs out
         self.statistics: dict[str, float] = {}  # the algorithm's running baselines
+        self.mismatch = 0.0  # of the last update; above `mismatch_limit` the next one is corrected
 
     def update(
         self, episodes: Sequence[TokenEpisode], greedy_returns: Mapping[int, float] | None = None
@@ -193,12 +203,15 @@ class Learner:
             loss, norm = self._optimise(data.rows(rows), keep[rows], tally, first=index == 0)
             losses.append(loss)
             norms.append(norm)
+        if self._warms_up():
+            self._forget_moments()
         self.step += 1
 
         metrics = (
             {"clip_share": 0.0} | tally.means(self.accelerator) | dict(credit.metrics) | self._drift(batch)
         )
         self._damp(metrics["kl"])
+        self.mismatch = metrics.get("mismatch", self.mismatch)
         return metrics | {
             "loss": sum(losses) / len(losses),
             "grad_norm": sum(norms) / len(norms),
@@ -217,17 +230,21 @@ class Learner:
         """Fills in what the algorithm needs to know about the batch under the policy before the update."""
         found: dict[str, Any] = {"state": self.statistics}
         several_steps = self.algorithm.epochs * self.algorithm.minibatches > 1
-        # The sampler's float32 log-probabilities are the learner's own, if this very policy sampled.
-        trusted = self.config.precision == "fp32" and bool((batch.version == self.step).all())
+        unsure = "entropy" in self.algorithm.needs
+        # The sampler's float32 log-probabilities are the learner's own, if this very policy sampled and they agree.
+        same = self.config.precision == "fp32" and bool((batch.version == self.step).all())
+        trusted = same and self.mismatch <= self.config.mismatch_limit
         if several_steps and trusted:
             found["old_logp"] = batch.behaviour_logp
-        if self.critic is not None or (several_steps and not trusted):
+        if self.critic is not None or unsure or (several_steps and not trusted):
             # One column more, and V "before" the token after the end is what bootstraps a truncated row.
             tokens, wanted = F.pad(batch.tokens, (0, 1)), F.pad(batch.action, (0, 1))
             end = _lengths(batch.action)[:, None]  # [B,1]
             scores = self._scores(self.model, tokens, wanted.scatter(1, end, True), self.critic)
             if several_steps and not trusted:
                 found["old_logp"] = scores.logp[:, :-1] * batch.action
+            if unsure:
+                found["old_entropy"] = scores.entropy[:, :-1] * batch.action
             if scores.value is not None:
                 found["value"] = scores.value[:, :-1] * batch.action
                 found["bootstrap"] = scores.value.gather(1, end).squeeze(1)
@@ -241,8 +258,10 @@ class Learner:
 
     def _optimise(self, part: Minibatch, keep: Tensor, tally: Tally, *, first: bool) -> tuple[float, float]:
         """One optimiser step over the rows of ``part``; returns its loss and the policy's gradient norm."""
-        weights = token_weights(part, keep, self.algorithm.reduce)
+        weights = loss_weights(part, keep, self.algorithm)
         live = _live(part, weights, self.algorithm)
+        if not len(live):  # nothing to learn; Adam's momentum would move the weights all the same
+            return 0.0, 0.0
         while True:
             try:
                 loss = self._accumulate(part, weights, live, tally, first=first)
@@ -278,6 +297,11 @@ class Learner:
                     micro = replace(micro, old_logp=scores.logp.detach())
                 per_token, metrics = self.algorithm.loss(scores, micro)
                 w = weights[rows, : micro.action.shape[1]].to(device)
+                if self.mismatch > self.config.mismatch_limit:
+                    sampled_as = truncated_importance(
+                        filled(micro.old_logp, "old_logp"), micro.behaviour_logp, self.config.importance_cap
+                    )
+                    w, metrics = w * sampled_as, metrics | {"importance_weight": sampled_as}
                 loss = (w * per_token)[micro.action].sum()
                 self.accelerator.backward(loss)
                 total += loss.detach()
@@ -340,10 +364,18 @@ class Learner:
         """Sets this update's learning rates; returns the policy's."""
         c = self.config
         factor = self.damping * learning_rate_factor(self.step, c.updates, c.schedule, c.warmup)
+        peaks = {"model": 0.0 if self._warms_up() else c.learning_rate, "critic": c.critic_learning_rate}
         for group in self.adam.param_groups:
-            peak = c.critic_learning_rate if group["module"] == "critic" else c.learning_rate
-            group["lr"] = factor * peak
-        return factor * c.learning_rate
+            group["lr"] = factor * peaks[group["module"]]
+        return factor * peaks["model"]
+
+    def _warms_up(self) -> bool:
+        return self.critic is not None and self.step < self.config.critic_warmup
+
+    def _forget_moments(self) -> None:
+        """Leaves no momentum from gradients of an untrained critic: after the warm-up the policy begins afresh."""
+        for parameter in self.model.parameters():
+            self.adam.state.pop(parameter, None)
 
     def _damp(self, kl: float) -> None:
         if self.config.kl_limit is not None:
@@ -389,6 +421,7 @@ class Learner:
             "damping": self.damping,
             "micro_tokens": self.micro_tokens,
             "statistics": self.statistics,
+            "mismatch": self.mismatch,
             "scaler": None if scaler is None else scaler.state_dict(),
         }
 
@@ -415,7 +448,7 @@ class Learner:
         state = checkpoint.state["learner"]
         self.step, self.damping, self.micro_tokens = state["step"], state["damping"], state["micro_tokens"]
         self.guard = NanGuard(skipped=state["skipped"], in_a_row=state["in_a_row"])
-        self.statistics = dict(state["statistics"])
+        self.statistics, self.mismatch = dict(state["statistics"]), state["mismatch"]
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 Baseline = Literal["group_mean", "group_median", "global_mean", "leave_one_out", "none"]
-Scale = Literal["none", "group", "batch"]
+Scale = Literal["none", "group", "batch", "mean"]
 
 
 # Rewards and returns ---------------------------------------------------------------------------------------
@@ -81,16 +81,26 @@ def on_last_token(x: Tensor, turn: Tensor) -> Tensor:
 
     A turn brings its reward when it is complete; a reward on each of its tokens would count many times.
     """
-    return torch.where(_last_token(turn, x.shape[1]), spread_turns(x, turn), x.new_zeros(()))
+    return torch.where(last_token(turn, x.shape[1]), spread_turns(x, turn), x.new_zeros(()))
 
 
-def _last_token(turn: Tensor, turns: int) -> Tensor:
+def first_token(turn: Tensor, turns: int) -> Tensor:
+    """[B,T] bool, the first token of each turn; ``turns`` is K."""
+    return _extreme_token(turn, turns, "amin")
+
+
+def last_token(turn: Tensor, turns: int) -> Tensor:
     """[B,T] bool, the last token of each turn."""
+    return _extreme_token(turn, turns, "amax")
+
+
+def _extreme_token(turn: Tensor, turns: int, which: str) -> Tensor:
+    """[B,T] bool, the first or the last token of each turn: the smallest or largest position."""
     at = torch.arange(turn.shape[1], device=turn.device).expand_as(turn)
-    index = turn.clamp(min=0)
-    last = turn.new_full((turn.shape[0], turns), -1)
-    last = last.scatter_reduce(1, index, torch.where(turn >= 0, at, -1), "amax")  # [B,K]
-    return (turn >= 0) & (last.gather(1, index) == at)
+    index, outside = turn.clamp(min=0), -1 if which == "amax" else turn.shape[1]
+    found = turn.new_full((turn.shape[0], turns), outside)
+    found = found.scatter_reduce(1, index, torch.where(turn >= 0, at, outside), which)  # [B,K]
+    return (turn >= 0) & (found.gather(1, index) == at)
 
 
 # Statistics of groups --------------------------------------------------------------------------------------
@@ -167,8 +177,9 @@ def group_advantages(
         group: [B] group ids.
         valid: [B] bool, episodes that take part.
         baseline: What is subtracted.
-        scale: Whose standard deviation divides.
-        eps: Added to the standard deviation.
+        scale: Whose standard deviation divides; ``mean``: the mean of the group divides instead (MaxRL), and
+            groups whose mean is not above 0 get 0.
+        eps: Added to what divides.
         of: [B] or [B,K], what is centred and scaled, if not the returns themselves.
 
     Returns:
@@ -179,7 +190,11 @@ def group_advantages(
     centre = _BASELINES[baseline](returns, scope, valid)
     alive = valid if baseline == "none" else valid & group_varies(returns, scope, valid)
     factor = torch.ones_like(returns)
-    if scale != "none":
+    if scale == "mean":
+        mean = group_mean(returns, group, valid)
+        alive = alive & (mean > 0)
+        factor = 1 / (mean.clamp(min=0) + eps)
+    elif scale != "none":
         sigma = group_std(returns, group if scale == "group" else everyone, valid)
         alive = alive & (sigma > 0)
         factor = 1 / (sigma + eps)
@@ -250,7 +265,7 @@ def token_discount(turn: Tensor, gamma_token: float = 1.0, gamma_turn: float = 1
     table = torch.tensor(
         [1.0, gamma_token, gamma_token * gamma_turn], dtype=torch.float64, device=turn.device
     )
-    return table[(turn >= 0).long() + _last_token(turn, max(turns, 1))]
+    return table[(turn >= 0).long() + last_token(turn, max(turns, 1))]
 
 
 def gae(

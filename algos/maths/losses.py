@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from algos.base import Minibatch, Scores, filled
 from algos.maths.advantages import spread_episodes, spread_turns, sum_turns
 from algos.maths.kl import log_ratio
 
@@ -46,6 +47,15 @@ def importance_ratio(logp: Tensor, old_logp: Tensor, turn: Tensor, level: Level 
     turns = max(int(turn.max()) + 1 if turn.numel() else 0, 1)
     length = sum_turns(torch.ones_like(log_rho), turn, turns).clamp(min=1)
     return spread_turns(sum_turns(log_rho, turn, turns) / length, turn).exp()
+
+
+def truncated_importance(logp: Tensor, behaviour_logp: Tensor, cap: float) -> Tensor:
+    """``min(pi / mu, cap)`` of each token, without gradient: corrects for a sampler that is not the policy. [b,T].
+
+    Truncation bounds the variance and leaves a bias where the ratio is above ``cap``.
+    Source: Ionides 2008, "Truncated importance sampling".
+    """
+    return log_ratio(logp.detach(), behaviour_logp).exp().clamp(max=cap)
 
 
 def clipped_surrogate(
@@ -93,3 +103,12 @@ def value_loss(
     near = old_value + (value - old_value).clamp(-clip, clip)
     bounded = (near - target).square()
     return torch.maximum(error, bounded) / 2, (bounded > error).to(value.dtype)
+
+
+def critic_term(scores: Scores, batch: Minibatch, clip: float | None = 0.2) -> tuple[Tensor, Tensor]:
+    """The critic's loss where it trains, 0 elsewhere, and where the bound holds it back; [b,T] each."""
+    loss, held = value_loss(
+        filled(scores.value, "scores.value"), filled(batch.target, "target"), filled(batch.value, "value"), clip
+    )
+    at = filled(batch.critic_at, "critic_at")
+    return loss * at, held * at

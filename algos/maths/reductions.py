@@ -9,11 +9,36 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from algos.base import Batch, Reduce
+from algos.base import Algorithm, Batch, Reduce, filled
+
+
+def loss_weights(batch: Batch, keep: Tensor | None, algorithm: Algorithm) -> Tensor:
+    """:func:`token_weights` as an algorithm wants them; see there."""
+    at = None
+    if algorithm.top_entropy < 1:
+        at = surest_last(filled(batch.old_entropy, "old_entropy"), batch.action, keep, algorithm.top_entropy)
+    return token_weights(batch, keep, algorithm.reduce, longest=algorithm.budget, at=at)
+
+
+def surest_last(entropy: Tensor, action: Tensor, keep: Tensor | None, share: float) -> Tensor:
+    """Marks the ``share`` of the kept action tokens with the highest entropy, at least one; ties are all in. [B,T].
+
+    Source: Wang et al. 2025 (arXiv 2506.01939), eq. 6.
+    """
+    counted = action if keep is None else action & keep[:, None]
+    if not counted.any():
+        return counted
+    least = torch.quantile(entropy[counted].double(), 1 - share, interpolation="higher")
+    return counted & (entropy >= least)
 
 
 def token_weights(
-    batch: Batch, keep: Tensor | None = None, reduce: Reduce = "token", *, longest: int | None = None
+    batch: Batch,
+    keep: Tensor | None = None,
+    reduce: Reduce = "token",
+    *,
+    longest: int | None = None,
+    at: Tensor | None = None,
 ) -> Tensor:
     """Weight of each token of an optimiser batch; 0 off action and in rows that are not kept.
 
@@ -36,12 +61,14 @@ def token_weights(
         reduce: One of the above.
         longest: L_max of ``const``: the most action tokens that an episode may have. Without it the longest
             kept row of the batch is taken, which makes the constant depend a little on what was sampled.
+        at: [B,T] bool, the action tokens that train; ``None`` takes all.
 
     Returns:
         [B,T] in the dtype of ``behaviour_logp``. All zero when nothing is kept.
     """
     rows = batch.action.new_ones(batch.size) if keep is None else keep
-    counted = batch.action & rows[:, None]  # the one mask of numerator and denominator
+    trained = batch.action if at is None else batch.action & at
+    counted = trained & rows[:, None]  # the one mask of numerator and denominator
     length = counted.sum(1)  # [B]
     sequences = (length > 0).sum()
     if reduce == "token":

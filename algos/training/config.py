@@ -157,6 +157,12 @@ class RunConfig:
     """Halve the learning rate when an update moves the policy further than this, in nats a token."""
     critic: Literal["shared", "detached", "own"] = "shared"
     """Where a critic reads: the policy's trunk, the same without training it, or a copy of its own."""
+    critic_warmup: int = 0
+    """Updates at the start in which only the critic learns (vapo's paper takes 50)."""
+    mismatch_limit: float = 0.02
+    """Weight tokens by learner over sampler once the two disagree by more than this, in nats a token."""
+    importance_cap: float = 2.0
+    """Upper bound of that weight."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Of the learner's matrix products; auto is bf16 on an accelerator that has it, fp32 elsewhere."""
     micro_tokens: int = 2048
@@ -324,16 +330,18 @@ _RULES: dict[str, tuple[Any, str]] = {
     **dict.fromkeys(("updates", "episodes_per_update", "group_size", "lanes", "max_turn_tokens"), _WHOLE),
     **dict.fromkeys(("micro_tokens", "eval_every", "eval_episodes", "save_every", "keep", "threads"), _WHOLE),
     **dict.fromkeys(("max_context", "patience"), _WHOLE_OR_NONE),
-    **dict.fromkeys(("temperature", "max_grad_norm"), _ABOVE),
+    **dict.fromkeys(("temperature", "max_grad_norm", "importance_cap"), _ABOVE),
     **dict.fromkeys(("learning_rate", "critic_learning_rate", "kl_limit"), _ABOVE_OR_NONE),
     **dict.fromkeys(("gradient_checkpointing", "tensorboard", "quiet"), _FLAG),
     **dict.fromkeys(
-        ("seed", "init"), (lambda v: isinstance(v, int) and v >= 0, "a whole number of at least 0")
+        ("seed", "init", "critic_warmup"), (lambda v: isinstance(v, int) and v >= 0, "a whole number of at least 0")
     ),
     **dict.fromkeys(
         ("env_kwargs", "algo_fields"), (lambda v: isinstance(v, Mapping), "a mapping of names to values")
     ),
-    "weight_decay": (lambda v: v == 0 or _above_zero(v), "a number of at least 0"),
+    **dict.fromkeys(
+        ("weight_decay", "mismatch_limit"), (lambda v: v == 0 or _above_zero(v), "a number of at least 0")
+    ),
     "warmup": (lambda v: 0 <= v < 1, "a share in [0, 1)"),
     "max_failures": (lambda v: 0 <= v <= 1, "a share in [0, 1]"),
     "schedule": _one_of("constant", "linear", "cosine"),

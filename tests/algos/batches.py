@@ -17,7 +17,7 @@ from torch import Tensor
 
 import algos
 from algos.base import KL, Algorithm, Batch, Credit, Minibatch, Scores
-from algos.maths.reductions import token_weights
+from algos.maths.reductions import loss_weights
 
 VOCABULARY = 5
 quick = settings(max_examples=40, deadline=None)
@@ -86,7 +86,7 @@ def _columns(row: Row, width: int, turns: int) -> dict[str, Tensor]:
         "n_turns": torch.tensor(len(row.turns)),
         "group": torch.tensor(row.group),
         "terminated": torch.tensor(row.terminated),
-        "state_key": torch.zeros(turns, dtype=torch.int64),
+        "state_key": padded(torch.tensor([(row.seed + k) % 3 for k in range(len(row.turns))]), turns, 0),
         "version": torch.tensor(0),
         "behaviour_logp": behaviour,
         "old_logp": behaviour,
@@ -158,7 +158,7 @@ def loss_of(
 def judged(algorithm: Algorithm, batch: Batch) -> tuple[Credit, Minibatch, Tensor]:
     """Credit, data with credit, and weights of a whole batch."""
     credit = algorithm.credit(batch)
-    return credit, Minibatch.of(batch, credit), token_weights(batch, credit.keep, algorithm.reduce)
+    return credit, Minibatch.of(batch, credit), loss_weights(batch, credit.keep, algorithm)
 
 
 def gradient_of(algorithm: Algorithm, batch: Batch, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -197,9 +197,37 @@ _VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "grpo-loss_k2": ("grpo", {"kl": KL(0.1, "loss_k2")}),
     "grpo-loss_k3": ("grpo", {"kl": KL(0.1, "loss_k3"), "entropy": 0.01}),
     "grpo-loss_k3_is": ("grpo", {"kl": KL(0.1, "loss_k3_is")}),
+    "reinforce_pp-discounts": ("reinforce_pp", {"gamma_turn": 0.9, "gamma_token": 0.8}),
+    "reinforce_pp-plain": (
+        "reinforce_pp_baseline",
+        {"whiten": False, "low": None, "high": None, "kl": KL(0.1, "reward_k1")},
+    ),
+    "rebn-reward_k1": ("rebn", {"gamma_turn": 0.5, "kl": KL(0.1, "reward_k1")}),
+    "remax-reward_k1": ("remax", {"low": None, "high": None, "kl": KL(0.1, "reward_k1")}),
+    "raft-loss_k3": ("raft", {"threshold": 0.25, "kl": KL(0.1, "loss_k3"), "entropy": 0.01}),
+    "topr-loss_k2": ("topr", {"centre": 0.0, "kl": KL(0.1, "loss_k2")}),
+    "awr-unscaled": ("awr", {"scale": "none", "beta": 0.5, "max_weight": 2.0}),
+    "grpo-drop_dead": ("grpo", {"drop_dead": True, "gamma_turn": 0.9, "baseline": "global_mean", "scale": "batch"}),
+    "cispo-capped": ("cispo", {"high": 0.1, "kl": KL(0.1, "loss_k3_is")}),
+    "cispo-process": ("cispo", {"high": 0.2, "assignment": "process"}),
+    "sapo-steep": ("sapo", {"tau_positive": 3.0, "tau_negative": 9.0, "entropy": 0.01}),
+    "sapo-gae": ("sapo", {"assignment": "gae", "lam": 0.7}),
+    "gmpo-narrow": ("gmpo", {"low": 0.05, "high": 0.1, "kl": KL(0.1, "loss_k2")}),
+    "gmpo-unclipped": ("gmpo", {"low": None, "high": None}),
+    "gigpo-unscaled": ("gigpo", {"scale": "none", "omega": 0.5, "gamma_step": 0.8, "reduce": "turn"}),
+    "gigpo-reward_k1": ("gigpo", {"kl": KL(0.1, "reward_k1"), "mask_truncated": True}),
+    "advantage_clip-tight": ("grpo_advantage_clip", {"bound": 0.01, "assignment": "process"}),
     "ppo-plain": ("ppo", {"whiten": False, "value_clip": None, "low": None, "high": None}),
     "ppo-discounts": ("ppo", {"gamma_turn": 0.9, "gamma_token": 0.8, "lam": 0.5}),
     "ppo-reward_k1": ("ppo", {"kl": KL(0.1, "reward_k1"), "entropy": 0.01}),
+    "ppo_turn-turn": ("ppo_turn", {"ratio": "turn", "gamma_turn": 0.8, "lam": 0.5, "reduce": "turn"}),
+    "ppo_turn-reward_k1": ("ppo_turn", {"kl": KL(0.1, "reward_k1"), "whiten": False}),
+    "ppo_bilevel-discounts": (
+        "ppo_bilevel",
+        {"gamma_turn": 0.8, "lam_turn": 0.6, "gamma_token": 0.9, "lam": 0.7, "kl": KL(0.1, "reward_k1")},
+    ),
+    "vapo-adaptive": ("vapo", {"alpha": 0.5, "mu": 0.3, "positive_above": 0.25, "kl": KL(0.1, "reward_k1")}),
+    "vapo-alone": ("vapo", {"mu": 0.0, "lam_critic": 0.5, "gamma_turn": 0.9}),
 }
 
 ZOO: dict[str, Algorithm] = {name: algos.make(name) for name in algos.names()} | {

@@ -75,7 +75,7 @@ MISTAKES = {
     "agent": (["show", "convgym/SlotFilling-v0", "--agent", "orakel"], "Did you mean 'oracle'"),
     "difficulty": (["show", "convgym/SlotFilling-v0", "--env-field", "difficulty=9"], "difficulty: expected one of"),
     "keyword": (["play", "convgym/SlotFilling-v0", "--env-field", "dificulty=3"], "dificulty"),
-    "algorithm": (["train", "--algo", "gpro"], "Did you mean 'grpo'"),
+    "algorithm": (["train", "--algo", "grppo"], "Did you mean 'grpo'"),
     "profile": (["train", "--profile", "balancd"], "Did you mean 'balanced'"),
     "value": (["train", "--updates", "0"], "updates: expected a whole number"),
 }

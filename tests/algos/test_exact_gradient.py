@@ -19,6 +19,7 @@ from torch import Tensor
 import algos
 from algos.base import KL, Algorithm, Batch, Credit, Scores
 from algos.reinforce import Reinforce
+from algos.remax import ReMax
 from tests.algos.batches import judged
 
 REWARD = {  # what a turn brings depends on what came before it, never on what follows
@@ -118,6 +119,46 @@ class Remembering(Reinforce):
 
 def test_a_running_baseline_leaves_reinforce_unbiased() -> None:
     same(expected_ascent(Remembering(baseline="ema", reduce="seq_sum"), 2), true_gradient())
+
+
+class WithGreedy(ReMax):
+    """ReMax given the return of the likeliest conversation, which it subtracts from every row."""
+
+    def credit(self, batch: Batch) -> Credit:
+        logits = policy().detach()
+        first = int(logits[0].argmax())
+        plan = (first,) if first == 0 else (first, int(logits[1 + first].argmax()))
+        greedy = torch.full((batch.size,), sum(REWARD[plan]), dtype=torch.float64)
+        return super().credit(dataclasses.replace(batch, greedy_return=greedy))
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_the_greedy_baseline_leaves_remax_unbiased(size: int) -> None:
+    same(expected_ascent(WithGreedy(reduce="seq_sum"), size), true_gradient())
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.5])
+def test_reinforce_pp_follows_the_discounted_return_from_each_token_on(gamma: float) -> None:
+    """Discounted from the token on, and not from the beginning: the first turn's gradient is the true one, the
+    second's is not shrunk by the discount; whitening divides, and is switched off."""
+    algorithm = algos.make("reinforce_pp", whiten=False, gamma_turn=gamma, reduce="seq_sum")
+    found, truth = expected_ascent(algorithm, 2), true_gradient(gamma)
+    same(found[0], truth[0])
+    same(gamma * found[1:], truth[1:])
+
+
+@pytest.mark.parametrize("centre", [0.0, 0.5])
+def test_topr_is_unbiased_while_on_policy(centre: float) -> None:
+    same(expected_ascent(algos.make("topr", centre=centre, reduce="seq_sum"), 2), true_gradient())
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.4])
+def test_raft_climbs_the_probability_of_success(threshold: float) -> None:
+    logits = policy()
+    good = [plan for plan in PLANS if sum(REWARD[plan]) > threshold]
+    chance = torch.stack([logp_of(logits, plan).sum() for plan in good]).exp().sum()
+    truth = torch.autograd.grad(chance, logits)[0]
+    same(expected_ascent(algos.make("raft", threshold=threshold, reduce="seq_sum"), 1), truth)
 
 
 @pytest.mark.parametrize("size", [2, 3])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -35,7 +37,7 @@ def test_presets_are_data() -> None:
 
 def test_an_unknown_name_suggests_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="'grpo'"):
-        algos.make("gpro")
+        algos.make("grppo")
 
 
 def test_an_unknown_field_is_named_with_the_nearest() -> None:
@@ -78,22 +80,51 @@ def test_a_taken_name_and_a_bad_target_are_refused(table: dict[str, Any]) -> Non
     assert "mine" not in table
 
 
-def test_installed_packages_bring_algorithms(tmp_path: Path) -> None:
-    """A real distribution on the path, with a class and a preset, seen by a fresh process."""
-    (tmp_path / "their_package.py").write_text(
-        "from algos import Preset\nfrom algos.bc import BC\nclass Theirs(BC): pass\n"
-        "their_preset = Preset('algos.grpo:GRPO', {'scale': 'none'})\n"
-    )
-    info = tmp_path / "their_package-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-package\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(
-        "[convgym.algorithms]\ntheirs = their_package:Theirs\nflat = their_package:their_preset\n"
-    )
-    code = (
-        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import algos; "
-        "assert {'theirs', 'flat', 'grpo'} <= set(algos.names()), algos.names(); "
-        "assert type(algos.make('theirs', epochs=3)).__name__ == 'Theirs'; "
-        "assert algos.make('flat').scale == 'none'"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+ROOT = Path(__file__).resolve().parents[2]
+THEIRS = Path(__file__).parent / "third_party"
+
+USE = """
+import algos
+from algos.learner.learner import Learner, LearnerConfig
+from algos.policies.load import load_policy
+from algos.rollout.collect import Collector, group_requests
+from algos.training.envs import make_envs
+from convgym.errors import ConfigError
+
+assert {"sign", "gentle_sign", "grpo"} <= set(algos.names()), algos.names()
+assert algos.make("sign", size=2.0).size == 2.0 and algos.make("gentle_sign").size == 0.1
+try:
+    algos.make("sign", size=0.0)
+except ConfigError as error:
+    assert "size" in str(error) and "above 0" in str(error)
+else:
+    raise AssertionError("an illegal setting was taken")
+
+policy = load_policy("nano")
+collected = Collector(make_envs("convgym/TextBandit-v0", 8, {}), policy, max_turn_tokens=16)
+learner = Learner(policy, algos.make("sign"), LearnerConfig(device="cpu"))
+before = {name: weights.clone() for name, weights in policy.model.state_dict().items()}
+metrics = learner.update(collected.collect(group_requests(0, 0, 8, 1)).episodes)
+assert metrics["skipped_steps"] == 0 and metrics["grad_norm"] > 0 and metrics["kl"] > 0, metrics
+assert any((weights != before[name]).any() for name, weights in policy.model.state_dict().items())
+"""
+
+
+def test_an_installed_package_brings_algorithms(tmp_path: Path) -> None:
+    """Installed by pip where nothing else is, it is made by name and trains in a fresh process."""
+    source, target = tmp_path / "source", tmp_path / "installed"
+    shutil.copytree(THEIRS, source)  # the build leaves its folders beside what it builds
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-index"]
+    subprocess.run([*pip, "--no-deps", "--no-build-isolation", "--target", target, source], check=True)
+    assert (target / "their_algorithms.py").exists() and not (ROOT / "their_algorithms.py").exists()
+    path = os.pathsep.join((str(target), str(ROOT)))
+    subprocess.run([sys.executable, "-c", USE], check=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path})
+
+
+def test_an_algorithm_is_short() -> None:
+    """The one of the package, and the one of the guide (whose code is run with that of the other pages)."""
+    guide = (ROOT / "docs" / "guides" / "add-an-algorithm.md").read_text("utf-8")
+    first = guide.partition("```python\n")[2].partition("```")[0]
+    assert "class Others(Algorithm)" in first and "algos.register" in first
+    for code in (first, (THEIRS / "their_algorithms.py").read_text("utf-8")):
+        assert len(code.splitlines()) < 40

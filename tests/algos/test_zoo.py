@@ -6,6 +6,8 @@ import dataclasses
 import json
 import math
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor
 
 import algos
 from algos.base import KL, Algorithm, Batch, Minibatch, Scores
+from algos.vapo import VAPO
 from tests.algos.batches import (
     ZOO,
     Row,
@@ -51,7 +54,14 @@ def a_batch() -> Batch:
 
 
 def regularised(algorithm: Algorithm) -> bool:
-    return algorithm.entropy > 0 or (algorithm.kl.beta > 0 and algorithm.kl.placement != "reward_k1")
+    by_kl = algorithm.kl.beta > 0 and algorithm.kl.placement != "reward_k1"
+    return algorithm.entropy > 0 or by_kl or (isinstance(algorithm, VAPO) and algorithm.mu > 0)
+
+
+def plain_of(algorithm: Algorithm) -> Algorithm:
+    """Its surrogate alone, without what is added to it."""
+    success = {"mu": 0.0, "positive_above": 0.0} if isinstance(algorithm, VAPO) else {}
+    return dataclasses.replace(algorithm, kl=KL(), entropy=0.0, **success)  # type: ignore[arg-type]
 
 
 @every
@@ -68,7 +78,7 @@ def test_configuration_survives_json_and_pickle(algorithm: Algorithm) -> None:
 def test_it_gets_what_it_asks_for_and_no_more(algorithm: Algorithm) -> None:
     """Without the fields that it does not name in ``needs`` it computes the same."""
     batch = a_batch()
-    hidden: dict[str, None] = {"greedy_return": None}
+    hidden: dict[str, None] = {} if "greedy" in algorithm.needs else {"greedy_return": None}
     if "reference" not in algorithm.needs:
         hidden["ref_logp"] = None
     if "critic" not in algorithm.needs:
@@ -127,12 +137,35 @@ def test_gradient_flows_to_action_tokens_alone(algorithm: Algorithm) -> None:
     assert bool((by_value != 0).any()) == ("critic" in algorithm.needs)
 
 
+# Their gradient is that of a log-probability times a weight without gradient: the loss is not its integral.
+WEIGHTED = tuple(type(ZOO[name]) for name in ("cispo", "topr"))
+
+
+@contextmanager
+def held(values: list[Tensor]) -> Iterator[None]:
+    """What is detached inside keeps the value it had the first time: behind a stop-gradient stands a constant."""
+    first, remembered = not values, iter(values)
+    detach = torch.Tensor.detach
+
+    def constant(tensor: Tensor) -> Tensor:
+        if not first:
+            return next(remembered)
+        values.append(detach(tensor).clone())
+        return values[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "detach", constant)
+        yield
+
+
 @every
 def test_finite_differences(algorithm: Algorithm) -> None:
     _, data, weights = judged(algorithm, a_batch())
+    constants: list[Tensor] = []
 
     def total(logits: Tensor, values: Tensor) -> Tensor:
-        return loss_of(algorithm, data, weights, (logits, values)) + 0 * values.sum()
+        with held(constants) if isinstance(algorithm, WEIGHTED) else nullcontext():
+            return loss_of(algorithm, data, weights, (logits, values)) + 0 * values.sum()
 
     assert torch.autograd.gradcheck(total, table(9))
 
@@ -242,7 +275,7 @@ def test_on_the_first_pass_every_algorithm_is_reinforce_with_its_own_advantages(
     algorithm: Algorithm, batch: Batch
 ) -> None:
     """At ratio 1 the gradient by log-probability is ``-w A``, where A is one number a sequence or a turn."""
-    plain = dataclasses.replace(algorithm, kl=KL(), entropy=0.0)
+    plain = plain_of(algorithm)
     _, data, weights = judged(plain, batch)
     assume(bool((weights > 0).any()) and data.old_logp is not None)
     logp = data.old_logp.clone().requires_grad_()  # type: ignore[union-attr]

@@ -19,7 +19,7 @@ from algos.base import Algorithm, Batch, Minibatch, Scores
 from algos.learner import learner as learner_module
 from algos.learner.learner import Learner, LearnerConfig
 from algos.learner.scores import score
-from algos.maths.reductions import token_weights
+from algos.maths.reductions import loss_weights
 from algos.policies.load import Policy
 from algos.reinforce import Reinforce
 from algos.rollout.episodes import TokenEpisode, collate
@@ -98,7 +98,7 @@ def test_gradient_is_that_of_the_weighted_loss(tiny_policy: Policy, reduce: str)
     policy = fresh(tiny_policy)
     scores = score(policy.model, batch.tokens, batch.action)
     whole = Minibatch.of(replace(batch, old_logp=scores.logp.detach()), credit)
-    loss = (token_weights(batch, credit.keep, algorithm.reduce) * algorithm.loss(scores, whole)[0]).sum()
+    loss = (loss_weights(batch, credit.keep, algorithm) * algorithm.loss(scores, whole)[0]).sum()
     named = dict(policy.model.named_parameters())
     by_hand = {f"model.{name}": grad for name, grad in zip(named, torch.autograd.grad(loss, list(named.values())))}
     learnt = gradients(learner_of(tiny_policy, algorithm, max_grad_norm=UNBOUND, micro_tokens=100), episodes)

@@ -182,3 +182,12 @@ def test_regularisation_is_the_pull_less_the_bonus(
     assert ("kl_ref" in metrics) == (beta > 0)
     if beta > 0:
         torch.testing.assert_close(metrics["kl_ref"], kls.k3(scores.logp - batch.ref_logp))
+
+
+def test_the_penalty_in_the_reward_carries_no_gradient() -> None:
+    """Even of log-probabilities that have one: what acts in the reward must not act in the loss as well."""
+    batch = batch_of([Row(((1, 2),), (1.0,))])
+    assert batch.old_logp is not None
+    batch = dataclasses.replace(batch, old_logp=batch.old_logp.clone().requires_grad_())
+    found = kls.kl_in_reward(batch, KL(0.5, "reward_k1"))
+    assert not found.requires_grad and (found[batch.action] != 0).all()

@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from algos.base import Batch
-from algos.maths.losses import Level, clipped_surrogate, importance_ratio, policy_gradient, value_loss
+from algos.maths.losses import (
+    Level,
+    clipped_surrogate,
+    importance_ratio,
+    policy_gradient,
+    truncated_importance,
+    value_loss,
+)
 from tests.algos.batches import batches, quick
 
 LEVELS: tuple[Level, ...] = ("token", "turn", "sequence")
@@ -169,3 +176,17 @@ def test_finite_differences(level: Level) -> None:
     assert torch.autograd.gradcheck(lambda x: policy_gradient(x, advantage), (logp,))
     assert torch.autograd.gradcheck(lambda x: value_loss(x, target, before)[0], (logp,))
     assert torch.autograd.gradcheck(lambda x: value_loss(x, target, before, None)[0], (logp,))
+
+
+@quick
+@given(batches(), st.integers(0, 99), st.sampled_from((0.5, 1.0, 2.0)))
+def test_truncated_importance_is_the_ratio_up_to_its_cap(batch: Batch, seed: int, cap: float) -> None:
+    logp = drawn(batch, seed, spread=1.0)
+    found = truncated_importance(logp, batch.behaviour_logp, cap)
+    assert not found.requires_grad
+    torch.testing.assert_close(found, (logp.detach() - batch.behaviour_logp).exp().clamp(max=cap), rtol=1e-12, atol=0)
+
+
+def test_truncated_importance_cannot_overflow() -> None:
+    far = torch.tensor([1e3, -1e3])
+    assert truncated_importance(far, torch.zeros(2), 2.0).tolist() == [2.0, pytest.approx(math.exp(-20))]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+import math
 import typing
 
 import pytest
@@ -7,8 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import algos
 from algos.base import Batch, Reduce
-from algos.maths.reductions import token_weights
+from algos.maths.reductions import loss_weights, surest_last, token_weights
 from tests.algos.batches import Row, batch_of, batches, padded, quick
 
 REDUCTIONS: tuple[Reduce, ...] = typing.get_args(Reduce)
@@ -89,3 +92,48 @@ def test_a_row_without_action_tokens_does_not_count(reduce: Reduce) -> None:
 def test_the_dtype_is_that_of_the_log_probabilities() -> None:
     batch = batch_of([Row(((1, 2),), (1.0,))])
     assert token_weights(batch).dtype == torch.float64
+
+
+# The tokens at which the policy was least sure ------------------------------------------------------
+
+
+@quick
+@given(batches(), some, st.sampled_from((0.01, 0.2, 0.5, 0.9, 1.0)))
+def test_the_surest_tokens_are_left_out(batch: Batch, flags: list[bool], share: float) -> None:
+    """Of n kept tokens those from rank ceil((1 - share)(n - 1)) on, counted from the surest."""
+    keep = torch.tensor(flags[: batch.size])
+    entropy = (batch.behaviour_logp * 8).round().abs()  # with ties
+    for kept, rows in ((keep, keep), (None, torch.ones_like(keep))):
+        counted = batch.action & rows[:, None]
+        found = surest_last(entropy.masked_fill(~counted, math.nan), batch.action, kept, share)
+        inside = sorted(entropy[counted].tolist())
+        if not inside:
+            assert not found.any()
+            continue
+        least = inside[math.ceil(round((1 - share) * (len(inside) - 1), 9))]
+        assert torch.equal(found, counted & (entropy >= least))
+        assert found.any() and (share < 1 or torch.equal(found, counted))
+
+
+@quick
+@given(batches(), some, reductions)
+def test_tokens_that_do_not_train_are_as_if_nobody_had_said_them(
+    batch: Batch, flags: list[bool], reduce: Reduce
+) -> None:
+    keep = torch.tensor(flags[: batch.size])
+    at = batch.behaviour_logp > -1.5
+    silent = dataclasses.replace(
+        batch, action=batch.action & at, turn=torch.where(batch.action & at, batch.turn, -1)
+    )
+    assert torch.equal(token_weights(batch, keep, reduce, at=at), token_weights(silent, keep, reduce))
+
+
+def test_an_algorithm_says_which_tokens_and_which_budget() -> None:
+    batch = batch_of([Row(((1, 4),), (1.0,)), Row(((1, 2),), (0.0,), seed=1)])
+    batch = dataclasses.replace(batch, old_entropy=batch.behaviour_logp.abs())
+    budget = loss_weights(batch, None, algos.make("dr_grpo", budget=50))
+    assert torch.equal(budget, token_weights(batch, None, "const", longest=50))
+    half = loss_weights(batch, None, algos.make("grpo", top_entropy=0.5))
+    assert batch.old_entropy is not None
+    at = surest_last(batch.old_entropy, batch.action, None, 0.5)
+    assert torch.equal(half, token_weights(batch, None, "seq", at=at)) and 0 < int(at.sum()) < 6

@@ -24,7 +24,7 @@ from convgym.errors import ConfigError, UnknownNameError
     [
         ({"group_size": 1}, "group_size: expected at least 2 for 'grpo'"),
         ({"group_size": 7}, "multiple of group_size = 7, got 64"),
-        ({"algo": "gpro"}, "Did you mean 'grpo'"),
+        ({"algo": "grppo"}, "Did you mean 'grpo'"),
         ({"algo_fields": {"hihg": 0.3}}, "Did you mean 'high'"),
         ({"algo_fields": {"high": -1}}, "GRPO.high = -1"),
         ({"algo_fields": {"kl": {"beta": -1}}}, "KL.beta = -1"),
@@ -40,6 +40,9 @@ from convgym.errors import ConfigError, UnknownNameError
         ({"precision": "fp8"}, "precision"),
         ({"control": "shuffled"}, "control"),
         ({"critic": "none"}, "critic"),
+        ({"critic_warmup": -1}, "critic_warmup"),
+        ({"mismatch_limit": -0.1}, "mismatch_limit"),
+        ({"importance_cap": 0.0}, "importance_cap"),
         ({"eval_modes": ()}, "eval_modes"),
         ({"eval_modes": ("sampled",)}, "eval_modes"),
         ({"patience": 0}, "patience"),
