@@ -234,6 +234,7 @@ class Algorithm(ABC):
     """
 
     zero_advantage_is_zero_loss: ClassVar[bool] = False  # set it where a row without advantage needs no pass
+    demonstrations: ClassVar[bool] = False  # set it where nobody sampled the rows: `behaviour_logp` says nothing then
 
     reduce: Reduce = "token"
     epochs: int = 1

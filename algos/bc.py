@@ -9,6 +9,7 @@ Source: Pomerleau 1988. The rewards of the demonstrations are not looked at.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -21,6 +22,8 @@ from algos.maths.losses import policy_gradient
 @dataclass(frozen=True, kw_only=True)
 class BC(Algorithm):
     """Behaviour cloning on the action tokens of demonstrations."""
+
+    demonstrations: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuses illegal settings."""

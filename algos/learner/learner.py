@@ -297,7 +297,7 @@ class Learner:
                     micro = replace(micro, old_logp=scores.logp.detach())
                 per_token, metrics = self.algorithm.loss(scores, micro)
                 w = weights[rows, : micro.action.shape[1]].to(device)
-                if self.mismatch > self.config.mismatch_limit:
+                if self.mismatch > self.config.mismatch_limit and not self.algorithm.demonstrations:
                     sampled_as = truncated_importance(
                         filled(micro.old_logp, "old_logp"), micro.behaviour_logp, self.config.importance_cap
                     )

@@ -265,6 +265,16 @@ def test_weights_come_after_an_update_that_disagreed_and_go_after_one_that_agree
     assert "importance_weight" not in fourth
 
 
+def test_demonstrations_have_no_sampler_to_correct_for(tiny_policy: Policy) -> None:
+    """Nobody sampled a demonstration: its ``logp`` is 0, and a ratio to it would be the probability of the token."""
+    shown = [replace(e, logp=np.zeros_like(e.logp)) for e in conversations(tiny_policy)]
+    learner = learner_of(tiny_policy, "bc", learning_rate=0.0)
+    first, second = learner.update(shown), learner.update(shown)
+    assert first["mismatch"] > learner.config.mismatch_limit
+    assert "importance_weight" not in second
+    assert second["loss"] == first["loss"]
+
+
 @pytest.mark.parametrize("cap", [1.0, 2.0])
 @pytest.mark.parametrize("name", ["reinforce", "grpo"])
 def test_each_tokens_loss_is_weighted_by_its_truncated_ratio(tiny_policy: Policy, name: str, cap: float) -> None:
