@@ -448,7 +448,7 @@ class Learner:
         state = checkpoint.state["learner"]
         self.step, self.damping, self.micro_tokens = state["step"], state["damping"], state["micro_tokens"]
         self.guard = NanGuard(skipped=state["skipped"], in_a_row=state["in_a_row"])
-        self.statistics, self.mismatch = dict(state["statistics"]), state["mismatch"]
+        self.statistics, self.mismatch = dict(state["statistics"]), state.get("mismatch", 0.0)  # older ones have none
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 
