@@ -162,6 +162,7 @@ def _look_up(kind: str, name: str, known: Mapping[str, Any]) -> Any:
 
 CUSTOMER_SERVICE = EnvSpec("convgym/CustomerService-v0", {"difficulty": 2}, cost=1.5)
 SLOT_FILLING = EnvSpec("convgym/SlotFilling-v0", {"difficulty": 2})
+TEXT_BANDIT = EnvSpec("convgym/TextBandit-v0", {"difficulty": 2}, cost=0.5)
 
 # Learning rates: the best of two or three a competitor, in single runs on both environments (docs/lab-log.md).
 # PPO keeps its clipped objective; with 20 updates there is no time to learn a critic that bootstraps over 60 tokens, so
@@ -178,6 +179,42 @@ PPO = Entry(
 REINFORCE = Entry("reinforce", "reinforce", learning_rate=3e-4)
 SHUFFLED = Entry("reinforce-shuffled", "reinforce", learning_rate=3e-4, control="shuffled_rewards")
 
+# The zoo: every algorithm that learns from its own conversations. Rates are the best of four on SlotFilling, the same
+# four for all, chosen by area (docs/benchmarks/rates.json); the zoo itself is measured on other environments.
+# Where the idea is in the clipping, four steps an iteration let it act: with one step grpo, gspo, gmpo and sapo are one
+# algorithm, and `grpo-4` is what they are to be compared with. Critics: as PPO above.
+FOUR_STEPS = {"minibatches": 4}
+MONTE_CARLO_CRITIC = {"epochs": 2, "minibatches": 1, "lam": 1.0, "gamma_turn": 1.0}
+ZOO = (
+    Entry("awr", "awr", learning_rate=2.5e-4),
+    Entry("raft", "raft", learning_rate=2.5e-4),
+    Entry("topr", "topr", learning_rate=2.5e-4),
+    Entry("reinforce", "reinforce", learning_rate=2.5e-4),
+    Entry("reinforce_pp", "reinforce_pp", learning_rate=2.5e-4),
+    Entry("reinforce_pp_baseline", "reinforce_pp_baseline", learning_rate=2.5e-4),
+    Entry("rebn", "rebn", learning_rate=2.5e-4),
+    Entry("remax", "remax", learning_rate=2.5e-4, cost=1.3),
+    Entry("grpo", "grpo", learning_rate=2.5e-4),
+    Entry("grpo-4", "grpo", learning_rate=2.5e-4, algo_fields=FOUR_STEPS),
+    Entry("dr_grpo", "dr_grpo", learning_rate=2.5e-4),
+    Entry("rloo", "rloo", learning_rate=2.5e-4),
+    Entry("dapo", "dapo", learning_rate=2.5e-4, algo_fields=FOUR_STEPS),
+    Entry("lite_ppo", "lite_ppo", learning_rate=2.5e-4),
+    Entry("gspo", "gspo", learning_rate=2.5e-4, algo_fields=FOUR_STEPS),
+    Entry("maxrl", "maxrl", learning_rate=2.5e-4),
+    Entry("cispo", "cispo", learning_rate=2.5e-4, algo_fields=FOUR_STEPS),
+    Entry("sapo", "sapo", learning_rate=2.5e-4, algo_fields=FOUR_STEPS),
+    Entry("gmpo", "gmpo", learning_rate=2.5e-4, algo_fields=FOUR_STEPS),
+    Entry("gigpo", "gigpo", learning_rate=2.5e-4),
+    Entry("grpo_advantage_clip", "grpo_advantage_clip", learning_rate=2.5e-4),
+    Entry("ppo", "ppo", 2.5e-4, MONTE_CARLO_CRITIC, settings={"critic": "detached"}, cost=1.8),
+    Entry("ppo_turn", "ppo_turn", 2.5e-4, MONTE_CARLO_CRITIC, settings={"critic": "detached"}, cost=1.8),
+    Entry("ppo_bilevel", "ppo_bilevel", 2.5e-4, MONTE_CARLO_CRITIC, settings={"critic": "detached"}, cost=1.8),
+    Entry("vapo", "vapo", 2.5e-4, {"epochs": 2, "minibatches": 1, "alpha": 1.0},
+          settings={"critic": "detached", "critic_warmup": 2}, cost=1.8),
+)  # fmt: skip
+RATES = (6.25e-5, 1.25e-4, 2.5e-4, 5e-4)
+
 # Held-out evaluation and checkpoint at the start and at the end only; the benchmark reads the log files.
 UNWATCHED = {
     "eval_every": 10**6,
@@ -185,6 +222,14 @@ UNWATCHED = {
     "eval_modes": ("sample", "greedy"),
     "tensorboard": False,
     "quiet": True,
+}
+QUICK_BUDGET = {
+    "model": "nano",
+    "updates": 20,
+    "episodes_per_update": 64,
+    "group_size": 8,
+    "eval_episodes": 128,
+    **UNWATCHED,
 }
 
 SUITES: dict[str, Suite] = {
@@ -209,14 +254,24 @@ SUITES: dict[str, Suite] = {
             envs=(CUSTOMER_SERVICE, SLOT_FILLING),
             entries=(GRPO, PPO, REINFORCE, SHUFFLED),
             seeds=4,
-            settings={
-                "model": "nano",
-                "updates": 20,
-                "episodes_per_update": 64,
-                "group_size": 8,
-                "eval_episodes": 128,
-                **UNWATCHED,
-            },
+            settings=QUICK_BUDGET,
+        ),
+        Suite(
+            name="zoo",
+            envs=(CUSTOMER_SERVICE, TEXT_BANDIT),
+            entries=(*ZOO, SHUFFLED),
+            seeds=4,
+            settings=QUICK_BUDGET,
+        ),
+        Suite(
+            name="zoo-rates",
+            envs=(SLOT_FILLING,),
+            entries=tuple(
+                replace(e, name=f"{e.name}@{rate:g}", learning_rate=rate) for e in ZOO for rate in RATES
+            ),
+            seeds=1,
+            settings=QUICK_BUDGET,
+            decision="area",
         ),
     )
 }
