@@ -6,6 +6,12 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
+from jaxtyping import install_import_hook
+
+import tests.shapes
+
+# The annotated shapes of the mathematics are checked at every call that a test makes, by whatever way.
+install_import_hook("algos.maths", f"{tests.shapes.__name__}.checked")
 
 # Before torch is imported: small models are faster with one thread, and tests may run side by side.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

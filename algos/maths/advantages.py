@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from jaxtyping import Bool, Float, Float64, Int, Shaped
 from torch import Tensor
 
 Baseline = Literal["group_mean", "group_median", "global_mean", "leave_one_out", "none"]
@@ -22,7 +23,9 @@ Scale = Literal["none", "group", "batch", "mean"]
 # Rewards and returns ---------------------------------------------------------------------------------------
 
 
-def clean_rewards(reward: Tensor, n_turns: Tensor, clip: float | None = None) -> tuple[Tensor, Tensor]:
+def clean_rewards(
+    reward: Float[Tensor, "B K"], n_turns: Int[Tensor, " B"], clip: float | None = None
+) -> tuple[Float[Tensor, "B K"], Bool[Tensor, " B"]]:
     """The rewards of real turns, and which episodes are valid.
 
     Args:
@@ -40,7 +43,7 @@ def clean_rewards(reward: Tensor, n_turns: Tensor, clip: float | None = None) ->
     return (cleaned if clip is None else cleaned.clamp(-clip, clip)), valid
 
 
-def returns_to_go(reward: Tensor, gamma: float = 1.0) -> Tensor:
+def returns_to_go(reward: Float[Tensor, "B K"], gamma: float = 1.0) -> Float[Tensor, "B K"]:
     """Discounted return from each turn on: ``R_k = r_k + gamma R_{k+1}``.
 
     Args:
@@ -60,23 +63,23 @@ def returns_to_go(reward: Tensor, gamma: float = 1.0) -> Tensor:
 # From episodes and turns to tokens, and back ---------------------------------------------------------------
 
 
-def spread_episodes(x: Tensor, action: Tensor) -> Tensor:
+def spread_episodes(x: Shaped[Tensor, " B"], action: Bool[Tensor, "B T"]) -> Shaped[Tensor, "B T"]:
     """Gives each action token the number of its episode: [B] -> [B,T], 0 off action."""
     return torch.where(action, x[:, None], x.new_zeros(()))
 
 
-def spread_turns(x: Tensor, turn: Tensor) -> Tensor:
+def spread_turns(x: Shaped[Tensor, "B K"], turn: Int[Tensor, "B T"]) -> Shaped[Tensor, "B T"]:
     """Gives each action token the number of its turn: [B,K] -> [B,T], 0 off action."""
     return torch.where(turn >= 0, x.gather(1, turn.clamp(min=0)), x.new_zeros(()))
 
 
-def sum_turns(x: Tensor, turn: Tensor, turns: int) -> Tensor:
+def sum_turns(x: Shaped[Tensor, "B T"], turn: Int[Tensor, "B T"], turns: int) -> Shaped[Tensor, "B {turns}"]:
     """Sums the tokens of each turn: [B,T] -> [B,K] with K = ``turns``; what is off action does not count."""
     inside = torch.where(turn >= 0, x, torch.zeros_like(x))
     return x.new_zeros(x.shape[0], turns).scatter_add(1, turn.clamp(min=0), inside)
 
 
-def on_last_token(x: Tensor, turn: Tensor) -> Tensor:
+def on_last_token(x: Shaped[Tensor, "B K"], turn: Int[Tensor, "B T"]) -> Shaped[Tensor, "B T"]:
     """Puts the number of each turn on the turn's last token: [B,K] -> [B,T], 0 elsewhere.
 
     A turn brings its reward when it is complete; a reward on each of its tokens would count many times.
@@ -84,17 +87,17 @@ def on_last_token(x: Tensor, turn: Tensor) -> Tensor:
     return torch.where(last_token(turn, x.shape[1]), spread_turns(x, turn), x.new_zeros(()))
 
 
-def first_token(turn: Tensor, turns: int) -> Tensor:
+def first_token(turn: Int[Tensor, "B T"], turns: int) -> Bool[Tensor, "B T"]:
     """[B,T] bool, the first token of each turn; ``turns`` is K."""
     return _extreme_token(turn, turns, "amin")
 
 
-def last_token(turn: Tensor, turns: int) -> Tensor:
+def last_token(turn: Int[Tensor, "B T"], turns: int) -> Bool[Tensor, "B T"]:
     """[B,T] bool, the last token of each turn."""
     return _extreme_token(turn, turns, "amax")
 
 
-def _extreme_token(turn: Tensor, turns: int, which: str) -> Tensor:
+def _extreme_token(turn: Int[Tensor, "B T"], turns: int, which: str) -> Bool[Tensor, "B T"]:
     """[B,T] bool, the first or the last token of each turn: the smallest or largest position."""
     at = torch.arange(turn.shape[1], device=turn.device).expand_as(turn)
     index, outside = turn.clamp(min=0), -1 if which == "amax" else turn.shape[1]
@@ -106,13 +109,17 @@ def _extreme_token(turn: Tensor, turns: int, which: str) -> Tensor:
 # Statistics of groups --------------------------------------------------------------------------------------
 
 
-def group_mean(x: Tensor, group: Tensor, valid: Tensor) -> Tensor:
+def group_mean(
+    x: Float[Tensor, " B"], group: Int[Tensor, " B"], valid: Bool[Tensor, " B"]
+) -> Float[Tensor, " B"]:
     """Mean over the valid episodes of the row's group: [B] -> [B]; 0 for a group without any."""
     member, count = _members(group, valid)
     return (_group_sum(x, member, valid) / count.clamp(min=1))[member]
 
 
-def group_median(x: Tensor, group: Tensor, valid: Tensor) -> Tensor:
+def group_median(
+    x: Float[Tensor, " B"], group: Int[Tensor, " B"], valid: Bool[Tensor, " B"]
+) -> Float[Tensor, " B"]:
     """Median over the valid episodes of the row's group, [B] -> [B]; of four, the mid of the middle two."""
     member, count = _members(group, valid)
     order = torch.where(valid, x, torch.full_like(x, torch.inf)).argsort(stable=True)
@@ -124,7 +131,9 @@ def group_median(x: Tensor, group: Tensor, valid: Tensor) -> Tensor:
     return ((clean[low] + clean[high]) / 2)[member]
 
 
-def leave_one_out_mean(x: Tensor, group: Tensor, valid: Tensor) -> Tensor:
+def leave_one_out_mean(
+    x: Float[Tensor, " B"], group: Int[Tensor, " B"], valid: Bool[Tensor, " B"]
+) -> Float[Tensor, " B"]:
     """Mean over the *other* valid episodes of the row's group: [B] -> [B]; 0 where there are none.
 
     Source: Kool et al. 2019; Ahmadian et al. 2024 (arXiv 2402.14740), eq. 6.
@@ -135,7 +144,9 @@ def leave_one_out_mean(x: Tensor, group: Tensor, valid: Tensor) -> Tensor:
     return (_group_sum(x, member, valid)[member] - clean) / others.clamp(min=1) * (others > 0)
 
 
-def group_std(x: Tensor, group: Tensor, valid: Tensor) -> Tensor:
+def group_std(
+    x: Float[Tensor, " B"], group: Int[Tensor, " B"], valid: Bool[Tensor, " B"]
+) -> Float[Tensor, " B"]:
     """Standard deviation over the valid episodes of the row's group, [B] -> [B]; 0 if all are equal."""
     member, count = _members(group, valid)
     deviation = x - group_mean(x, group, valid)
@@ -143,7 +154,9 @@ def group_std(x: Tensor, group: Tensor, valid: Tensor) -> Tensor:
     return torch.where(group_varies(x, group, valid), variance.sqrt()[member], torch.zeros_like(x))
 
 
-def group_varies(x: Tensor, group: Tensor, valid: Tensor) -> Tensor:
+def group_varies(
+    x: Float[Tensor, " B"], group: Int[Tensor, " B"], valid: Bool[Tensor, " B"]
+) -> Bool[Tensor, " B"]:
     """Whether the valid episodes of the row's group differ at all: [B] bool; false for singletons.
 
     It compares the extremes, because a mean of equal numbers may differ from them by a rounding.
@@ -155,15 +168,15 @@ def group_varies(x: Tensor, group: Tensor, valid: Tensor) -> Tensor:
 
 
 def group_advantages(
-    returns: Tensor,
-    group: Tensor,
-    valid: Tensor,
+    returns: Float[Tensor, " B"],
+    group: Int[Tensor, " B"],
+    valid: Bool[Tensor, " B"],
     *,
     baseline: Baseline = "group_mean",
     scale: Scale = "group",
     eps: float = 1e-6,
-    of: Tensor | None = None,
-) -> Tensor:
+    of: Float[Tensor, "B ..."] | None = None,
+) -> Float[Tensor, "B ..."]:
     """Group-relative advantages ``(x - b) / (sigma + eps)``, with ``b`` and ``sigma`` taken from the returns.
 
     Scaling only divides: it never centres again, or the choice of the baseline would change nothing.
@@ -204,7 +217,9 @@ def group_advantages(
     return torch.where(alive.view(column), advantage, torch.zeros_like(advantage))
 
 
-def group_report(returns: Tensor, group: Tensor, valid: Tensor) -> dict[str, float]:
+def group_report(
+    returns: Float[Tensor, " B"], group: Int[Tensor, " B"], valid: Bool[Tensor, " B"]
+) -> dict[str, float]:
     """Counts for the log: how much the groups of a batch can teach.
 
     Returns:
@@ -222,24 +237,32 @@ def group_report(returns: Tensor, group: Tensor, valid: Tensor) -> dict[str, flo
     }
 
 
-def _members(group: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+def _members(
+    group: Int[Tensor, " B"], valid: Bool[Tensor, " B"]
+) -> tuple[Int[Tensor, " B"], Int[Tensor, " groups"]]:
     """[B] position of each row's group among the groups, and the number of valid episodes of each group."""
     names, member = torch.unique(group, return_inverse=True)
     return member, torch.zeros_like(names).index_add(0, member, valid.to(names.dtype))
 
 
-def _group_sum(x: Tensor, member: Tensor, valid: Tensor) -> Tensor:
+def _group_sum(
+    x: Float[Tensor, " B"], member: Int[Tensor, " B"], valid: Bool[Tensor, " B"]
+) -> Float[Tensor, " groups"]:
     groups = int(member.max()) + 1 if member.numel() else 0
     return x.new_zeros(groups).index_add(0, member, torch.where(valid, x, torch.zeros_like(x)))
 
 
-def _group_extreme(x: Tensor, member: Tensor, valid: Tensor, groups: int, which: str) -> Tensor:
+def _group_extreme(
+    x: Float[Tensor, " B"], member: Int[Tensor, " B"], valid: Bool[Tensor, " B"], groups: int, which: str
+) -> Float[Tensor, " {groups}"]:
     worst = -torch.inf if which == "amax" else torch.inf
     start = x.new_full((groups,), worst)
     return start.scatter_reduce(0, member, torch.where(valid, x, torch.full_like(x, worst)), which)
 
 
-def _no_baseline(x: Tensor, group: Tensor, valid: Tensor) -> Tensor:
+def _no_baseline(
+    x: Float[Tensor, " B"], group: Int[Tensor, " B"], valid: Bool[Tensor, " B"]
+) -> Float[Tensor, " B"]:
     return torch.zeros_like(x)
 
 
@@ -255,7 +278,9 @@ _BASELINES = {
 # Estimators over steps -------------------------------------------------------------------------------------
 
 
-def token_discount(turn: Tensor, gamma_token: float = 1.0, gamma_turn: float = 1.0) -> Tensor:
+def token_discount(
+    turn: Int[Tensor, "B T"], gamma_token: float = 1.0, gamma_turn: float = 1.0
+) -> Float64[Tensor, "B T"]:
     """Discount from each action token to the next: [B,T] float64, 1 off action.
 
     Every step costs ``gamma_token``; the step that leaves a turn costs ``gamma_turn`` as well. The first
@@ -269,15 +294,15 @@ def token_discount(turn: Tensor, gamma_token: float = 1.0, gamma_turn: float = 1
 
 
 def gae(
-    reward: Tensor,
-    value: Tensor,
-    step: Tensor,
+    reward: Float[Tensor, "B T"],
+    value: Float[Tensor, "B T"],
+    step: Bool[Tensor, "B T"],
     *,
-    terminated: Tensor,
-    bootstrap: Tensor,
-    discount: Tensor | float = 1.0,
-    lam: Tensor | float = 1.0,
-) -> Tensor:
+    terminated: Bool[Tensor, " B"],
+    bootstrap: Float[Tensor, " B"],
+    discount: Float[Tensor, "#B #T"] | float = 1.0,
+    lam: Float[Tensor, "#B #T"] | float = 1.0,
+) -> Float[Tensor, "B T"]:
     """Generalised advantage estimation over those positions of a row that are time steps.
 
     ``delta_t = r_t + gamma_t V(next) - V_t`` and ``A_t = delta_t + gamma_t lambda A(next)``, where *next*
@@ -312,7 +337,9 @@ def gae(
     return torch.where(step, torch.stack(columns[::-1], 1), zero)
 
 
-def _value_of_next_step(value: Tensor, step: Tensor, after: Tensor) -> Tensor:
+def _value_of_next_step(
+    value: Float[Tensor, "B T"], step: Bool[Tensor, "B T"], after: Float[Tensor, " B"]
+) -> Float[Tensor, "B T"]:
     """[B,T] value of the first step behind each position; ``after`` [B] behind the last one."""
     width = step.shape[1]
     at = torch.where(step, torch.arange(width, device=step.device), width)
@@ -321,7 +348,9 @@ def _value_of_next_step(value: Tensor, step: Tensor, after: Tensor) -> Tensor:
     return torch.cat([value, after[:, None]], 1).gather(1, behind)
 
 
-def whiten(x: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
+def whiten(
+    x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"], eps: float = 1e-8
+) -> Float[Tensor, "*shape"]:
     """Centres and scales the masked entries to mean 0 and standard deviation 1; 0 elsewhere.
 
     Entries that are all equal become exactly 0.
@@ -334,7 +363,9 @@ def whiten(x: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
     return torch.where(varies, deviation / (std + eps), torch.zeros_like(x))
 
 
-def explained_variance(value: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+def explained_variance(
+    value: Float[Tensor, "*shape"], target: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]
+) -> Float[Tensor, ""]:
     """Share of the targets' variance that the critic explains, a scalar: 1 is perfect, a constant gets 0.
 
     It is 0 as well if the targets do not vary, so that there is nothing to explain.

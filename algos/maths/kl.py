@@ -10,6 +10,7 @@ Axes: B rows, b rows of a micro-batch, T tokens, K turns.
 from __future__ import annotations
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from algos.base import KL, Batch, Minibatch, Placement, Scores, filled
@@ -18,22 +19,27 @@ from algos.maths.advantages import clean_rewards, sum_turns
 MAX_LOG_RATIO = 20.0  # exp(20) = 5e8 says only "lost"; soon after, squares of it overflow float32
 
 
-def log_ratio(logp: Tensor, ref_logp: Tensor) -> Tensor:
+def log_ratio(logp: Float[Tensor, "*shape"], ref_logp: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """``d``, held within +-20. [b,T]."""
     return (logp - ref_logp).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
-def k2(d: Tensor) -> Tensor:
+def k2(d: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """``d^2 / 2``: biased as a value, right as a gradient while on-policy."""
     return d.square() / 2
 
 
-def k3(d: Tensor) -> Tensor:
+def k3(d: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """``exp(-d) - 1 + d``: unbiased, never negative."""
     return torch.expm1(-d) + d
 
 
-def kl_in_loss(placement: Placement, logp: Tensor, ref_logp: Tensor, old_logp: Tensor) -> Tensor:
+def kl_in_loss(
+    placement: Placement,
+    logp: Float[Tensor, "*shape"],
+    ref_logp: Float[Tensor, "*shape"],
+    old_logp: Float[Tensor, "*shape"],
+) -> Float[Tensor, "*shape"]:
     """The penalty of ``placement`` as a term of the loss, with gradient; 0 if it acts in the reward. [b,T]"""
     d = log_ratio(logp, ref_logp)
     if placement == "loss_k2":
@@ -45,7 +51,7 @@ def kl_in_loss(placement: Placement, logp: Tensor, ref_logp: Tensor, old_logp: T
     return torch.zeros_like(logp)
 
 
-def kl_in_reward(batch: Batch, kl: KL) -> Tensor:
+def kl_in_reward(batch: Batch, kl: KL) -> Float[Tensor, "B T"]:
     """``-beta d`` of every action token, without gradient; 0 unless ``kl`` acts in the reward. [B,T].
 
     Raises:
@@ -58,7 +64,9 @@ def kl_in_reward(batch: Batch, kl: KL) -> Tensor:
     return torch.where(batch.action, -kl.beta * d, torch.zeros_like(d))
 
 
-def penalised_rewards(batch: Batch, kl: KL, clip: float | None = None) -> tuple[Tensor, Tensor]:
+def penalised_rewards(
+    batch: Batch, kl: KL, clip: float | None = None
+) -> tuple[Float[Tensor, "B K"], Bool[Tensor, " B"]]:
     """Rewards of the turns, with the KL penalty of their tokens if it acts in the reward.
 
     Args:
@@ -76,7 +84,7 @@ def penalised_rewards(batch: Batch, kl: KL, clip: float | None = None) -> tuple[
 
 def regularisation(
     scores: Scores, batch: Minibatch, kl: KL, entropy: float
-) -> tuple[Tensor, dict[str, Tensor]]:
+) -> tuple[Float[Tensor, "b T"], dict[str, Float[Tensor, "b T"]]]:
     """What every algorithm adds to its loss: the pull to the reference, less the entropy bonus.
 
     Returns:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from algos.base import Minibatch, Scores, filled
@@ -17,7 +18,7 @@ from algos.maths.kl import log_ratio
 Level = Literal["token", "turn", "sequence"]
 
 
-def policy_gradient(logp: Tensor, advantage: Tensor) -> Tensor:
+def policy_gradient(logp: Float[Tensor, "*shape"], advantage: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """``-A log pi``, whose gradient is the policy gradient while on-policy. [b,T].
 
     Source: Williams 1992.
@@ -25,7 +26,9 @@ def policy_gradient(logp: Tensor, advantage: Tensor) -> Tensor:
     return -advantage * logp
 
 
-def importance_ratio(logp: Tensor, old_logp: Tensor, turn: Tensor, level: Level = "token") -> Tensor:
+def importance_ratio(
+    logp: Float[Tensor, "b T"], old_logp: Float[Tensor, "b T"], turn: Int[Tensor, "b T"], level: Level = "token"
+) -> Float[Tensor, "b T"]:
     """Ratio of the present policy to the old one, with gradient. [b,T].
 
     Source: Schulman et al. 2017 (token); Zheng et al. 2025 (arXiv 2507.18071), eq. 7 (sequence).
@@ -49,7 +52,9 @@ def importance_ratio(logp: Tensor, old_logp: Tensor, turn: Tensor, level: Level 
     return spread_turns(sum_turns(log_rho, turn, turns) / length, turn).exp()
 
 
-def truncated_importance(logp: Tensor, behaviour_logp: Tensor, cap: float) -> Tensor:
+def truncated_importance(
+    logp: Float[Tensor, "*shape"], behaviour_logp: Float[Tensor, "*shape"], cap: float
+) -> Float[Tensor, "*shape"]:
     """``min(pi / mu, cap)`` of each token, without gradient: corrects for a sampler that is not the policy. [b,T].
 
     Truncation bounds the variance and leaves a bias where the ratio is above ``cap``.
@@ -59,8 +64,11 @@ def truncated_importance(logp: Tensor, behaviour_logp: Tensor, cap: float) -> Te
 
 
 def clipped_surrogate(
-    ratio: Tensor, advantage: Tensor, low: float | None = 0.2, high: float | None = 0.2
-) -> tuple[Tensor, Tensor]:
+    ratio: Float[Tensor, "*shape"],
+    advantage: Float[Tensor, "*shape"],
+    low: float | None = 0.2,
+    high: float | None = 0.2,
+) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
     """The pessimistic surrogate ``-min(rho A, clip(rho, 1 - low, 1 + high) A)``.
 
     Source: Schulman et al. 2017 (arXiv 1707.06347), eq. 7; two bounds: Yu et al. 2025 (arXiv 2503.14476).
@@ -82,8 +90,11 @@ def clipped_surrogate(
 
 
 def value_loss(
-    value: Tensor, target: Tensor, old_value: Tensor, clip: float | None = 0.2
-) -> tuple[Tensor, Tensor]:
+    value: Float[Tensor, "*shape"],
+    target: Float[Tensor, "*shape"],
+    old_value: Float[Tensor, "*shape"],
+    clip: float | None = 0.2,
+) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
     """Half the squared error of the critic, pessimistic about moves beyond ``clip`` from the old value.
 
     ``max((V - y)^2, (clip(V, V_old - clip, V_old + clip) - y)^2) / 2``
@@ -105,7 +116,9 @@ def value_loss(
     return torch.maximum(error, bounded) / 2, (bounded > error).to(value.dtype)
 
 
-def critic_term(scores: Scores, batch: Minibatch, clip: float | None = 0.2) -> tuple[Tensor, Tensor]:
+def critic_term(
+    scores: Scores, batch: Minibatch, clip: float | None = 0.2
+) -> tuple[Float[Tensor, "b T"], Float[Tensor, "b T"]]:
     """The critic's loss where it trains, 0 elsewhere, and where the bound holds it back; [b,T] each."""
     loss, held = value_loss(
         filled(scores.value, "scores.value"), filled(batch.target, "target"), filled(batch.value, "value"), clip

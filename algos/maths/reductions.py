@@ -7,12 +7,15 @@ micro-batches, in any order and with any padding, and its gradient stays the sam
 from __future__ import annotations
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from algos.base import Algorithm, Batch, Reduce, filled
 
 
-def loss_weights(batch: Batch, keep: Tensor | None, algorithm: Algorithm) -> Tensor:
+def loss_weights(
+    batch: Batch, keep: Bool[Tensor, " B"] | None, algorithm: Algorithm
+) -> Float[Tensor, "B T"]:
     """:func:`token_weights` as an algorithm wants them; see there."""
     at = None
     if algorithm.top_entropy < 1:
@@ -20,7 +23,9 @@ def loss_weights(batch: Batch, keep: Tensor | None, algorithm: Algorithm) -> Ten
     return token_weights(batch, keep, algorithm.reduce, longest=algorithm.budget, at=at)
 
 
-def surest_last(entropy: Tensor, action: Tensor, keep: Tensor | None, share: float) -> Tensor:
+def surest_last(
+    entropy: Float[Tensor, "B T"], action: Bool[Tensor, "B T"], keep: Bool[Tensor, " B"] | None, share: float
+) -> Bool[Tensor, "B T"]:
     """Marks the ``share`` of the kept action tokens with the highest entropy, at least one; ties are all in. [B,T].
 
     Source: Wang et al. 2025 (arXiv 2506.01939), eq. 6.
@@ -34,12 +39,12 @@ def surest_last(entropy: Tensor, action: Tensor, keep: Tensor | None, share: flo
 
 def token_weights(
     batch: Batch,
-    keep: Tensor | None = None,
+    keep: Bool[Tensor, " B"] | None = None,
     reduce: Reduce = "token",
     *,
     longest: int | None = None,
-    at: Tensor | None = None,
-) -> Tensor:
+    at: Bool[Tensor, "B T"] | None = None,
+) -> Float[Tensor, "B T"]:
     """Weight of each token of an optimiser batch; 0 off action and in rows that are not kept.
 
     N counts the kept action tokens, S the kept rows that have any, L_i those of row i:
@@ -88,14 +93,14 @@ def token_weights(
     return torch.where(counted, weight, torch.zeros_like(weight))
 
 
-def _tokens_of_group(group: Tensor, length: Tensor) -> Tensor:
+def _tokens_of_group(group: Int[Tensor, " B"], length: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
     """[B] number of groups with kept tokens, times the kept tokens of the row's group."""
     names, member = torch.unique(group, return_inverse=True)
     tokens = length.new_zeros(len(names)).index_add(0, member, length)
     return (tokens > 0).sum() * tokens[member]
 
 
-def _tokens_of_turn(turn: Tensor, counted: Tensor) -> Tensor:
+def _tokens_of_turn(turn: Int[Tensor, "B T"], counted: Bool[Tensor, "B T"]) -> Int[Tensor, "B T"]:
     """[B,T] number of turns with kept tokens, times the kept tokens of the token's turn."""
     turns = int(turn.max()) + 1 if turn.numel() else 0
     column = turn.clamp(min=0)
