@@ -23,7 +23,7 @@ def test_every_run_is_a_legal_configuration(suite: suites.Suite) -> None:
 @pytest.mark.parametrize("suite", suites.SUITES.values(), ids=suites.SUITES)
 def test_entries_differ_in_the_algorithm_and_in_nothing_else(suite: suites.Suite) -> None:
     """Equal seeds, starts and budgets: what is left is the algorithm, its learning rate, and the control."""
-    own = {"algo", "algo_fields", "learning_rate", "critic_learning_rate", "critic", "control"}
+    own = {"algo", "algo_fields", "learning_rate", "critic_learning_rate", "critic", "critic_warmup", "control"}
     for seed in range(suite.seeds):
         for env in suite.envs:
             shared = [
