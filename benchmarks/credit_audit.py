@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -42,13 +41,12 @@ from algos.maths.advantages import spread_turns, sum_turns
 from algos.policies.load import load_policy
 from algos.ppo import PPO
 from algos.rollout.episodes import collate
-from benchmarks import provenance
+from benchmarks import pages, provenance
+from benchmarks.pages import table
 from benchmarks.stats import Interval
 from benchmarks.suites import CUSTOMER_SERVICE, SLOT_FILLING
 from benchmarks.true_credit import GAMES, GROUP_SIZE, Array, Sample, fork_conversations, play_game
-from convgym.errors import ConfigError
 
-BEGIN, END = "<!-- figures:begin -->", "<!-- figures:end -->"
 FORKED = (CUSTOMER_SERVICE, SLOT_FILLING)
 ITERATION = 8  # groups that `credit` sees at once, as in the quick suite
 RESAMPLES = 2000
@@ -378,15 +376,8 @@ def details(found: Audit, env: str) -> tuple[list[str], list[list[str]]]:
     return ["algorithm", "r", "Spearman", "sign", "bias", "live"], rows
 
 
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; all columns but the first are numbers."""
-    lines = ["| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
-
-
 def render(found: Audit, source: Mapping[str, Any], figure: str | None) -> str:
     """Figures of the page as Markdown."""
-    machine, versions = source["machine"], source["versions"]
     truths = [
         [env, f"{t['turns']:,.0f}", f"{t['size']:.3f}", f"{t['mean']:+.4f} ± {1.96 * t['mean_error']:.4f}",
          number(t["reliability"]), number(t["clear"])]
@@ -394,14 +385,12 @@ def render(found: Audit, source: Mapping[str, Any], figure: str | None) -> str:
     ]  # fmt: skip
     return "\n\n".join(
         [
-            f"{machine['processor']}, {machine['cores']} cores; Python {versions['python']}, torch "
-            f"{versions['torch']}; commit {source['commit'].get('id', 'none')[:10]}; {source['started']}. "
-            f"`{source['command']}`.",
-            markdown(*summary(found)),
+            f"{pages.source(source)}. `{source['command']}`.",
+            table(*summary(found), numbers=True),
             *([f"![Correlation with the true advantages]({figure})"] if figure else []),
             "**The truth.** Its mean is 0 under the policy that spoke, whatever the environment: a check.",
-            markdown(["environment", "turns", "size", "mean", "reliability", "clearly not 0"], truths),
-            *(f"**{env}**\n\n{markdown(*details(found, env))}" for env in found.scores),
+            table(["environment", "turns", "size", "mean", "reliability", "clearly not 0"], truths, numbers=True),
+            *(f"**{env}**\n\n{table(*details(found, env), numbers=True)}" for env in found.scores),
         ]
     )
 
@@ -452,12 +441,8 @@ def write(page: Path, found: Audit, source: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: If the page has no markers.
     """
-    text = page.read_text("utf-8")
-    if BEGIN not in text or END not in text:
-        raise ConfigError(f"{page}: expected the markers {BEGIN} and {END}, found none; add them.")
     drawing = page.with_suffix(".svg")
-    block = f"{BEGIN}\n{render(found, source, drawing.name)}\n{END}"
-    page.write_text(re.sub(f"{BEGIN}.*{END}", lambda _: block, text, flags=re.DOTALL), "utf-8")
+    pages.put(page, render(found, source, drawing.name))
     page.with_suffix(".json").write_text(json.dumps({**source, **plain(found)}, indent=1) + "\n", "utf-8")
     draw(found, drawing)
 
@@ -496,12 +481,12 @@ def main() -> None:
 
         found = audit(contestants(options.algorithms), size, model=options.model, seed=options.seed, tick=tick)
     header, rows = summary(found)
-    table = Table(title="correlation (r) of advantages with the true ones, per turn; 95 % intervals over groups")
+    shown = Table(title="correlation (r) of advantages with the true ones, per turn; 95 % intervals over groups")
     for at, name in enumerate(header):
-        table.add_column(name, justify="left" if at == 0 else "right")
+        shown.add_column(name, justify="left" if at == 0 else "right")
     for row in rows:
-        table.add_row(*row)
-    console.print(table)
+        shown.add_row(*row)
+    console.print(shown)
     if options.write is not None:
         write(options.write, found, {**source, "size": size._asdict(), "model": options.model, "seed": options.seed})
 

@@ -30,6 +30,7 @@ from convgym.seeding import derive_seed
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 PolicyKind = Literal["tabular", "llama"]
+KINDS: tuple[PolicyKind, ...] = ("tabular", "llama")
 
 
 # The game -------------------------------------------------------------------------------------------------
@@ -72,7 +73,7 @@ class Dialogue:
     @property
     def starts(self) -> Floats:
         """[N] chance that an episode begins in a node."""
-        return np.bincount(self.contexts[:, 0], weights=self.chances, minlength=len(self.state_of))
+        return np.asarray(np.bincount(self.contexts[:, 0], self.chances, len(self.state_of)), np.float64)
 
 
 @dataclass(frozen=True)
@@ -267,23 +268,25 @@ class Policy:
     def message_logp(self) -> Floats:
         """[S,M]."""
         paths = self.spelling.paths
-        return np.where(paths >= 0, self.logp[:, paths], 0.0).sum(-1)
+        return np.asarray(np.where(paths >= 0, self.logp[:, paths], 0.0).sum(-1))
 
     @property
     def entropy(self) -> Floats:
         """[S,X] entropy of the next token after a prefix, in nats."""
         found = np.zeros((len(self.logp), len(self.spelling.prefixes)))
-        np.add.at(found, (slice(None), self.spelling.prefix_of), -np.exp(self.logp) * self.logp)
+        each: Any = (slice(None), self.spelling.prefix_of)
+        np.add.at(found, each, -np.exp(self.logp) * self.logp)
         return found
 
     @property
     def greedy(self) -> Ints:
         """[S] message that takes the most likely token at each step."""
         best = np.full((len(self.logp), len(self.spelling.prefixes)), -np.inf)
-        np.maximum.at(best, (slice(None), self.spelling.prefix_of), self.logp)
+        each: Any = (slice(None), self.spelling.prefix_of)
+        np.maximum.at(best, each, self.logp)
         taken = self.logp >= best[:, self.spelling.prefix_of]  # [S,E]
         whole = np.where(self.spelling.paths >= 0, taken[:, self.spelling.paths], True).all(-1)  # [S,M]
-        return whole.argmax(1)
+        return np.asarray(whole.argmax(1))
 
 
 def tabular(logits: Floats, how: Spelling) -> Policy:
@@ -518,7 +521,7 @@ class Sampled:
     def on_edges(self, i: int, weight: Floats) -> Floats:
         """Adds up numbers of the tokens [B,T] by edge: [S E]."""
         at = self.edge[i] >= 0
-        return np.bincount(self.edge[i][at], weights=weight[at], minlength=self.policy.logp.size)
+        return np.asarray(np.bincount(self.edge[i][at], weight[at], self.policy.logp.size), np.float64)
 
 
 @cache
@@ -544,7 +547,7 @@ def sample(
     def said(states: Ints, k: int) -> Ints:
         """[I,B] messages by inverse transform; the clip is for rounding."""
         below = (words[:, :, k, None] >= cumulated[states]).sum(-1)
-        return np.minimum(below, cumulated.shape[1] - 1)
+        return np.asarray(np.minimum(below, cumulated.shape[1] - 1))
 
     node, message, reward = _play(table, pi, context, luck, said)
     _, _, at_best = _play(table, pi, context, luck, lambda states, k: pi.greedy[states])
@@ -578,7 +581,8 @@ def _laid_out(table: Dialogue, how: Spelling, node: Ints, message: Ints) -> tupl
     lengths = how.lengths[message]  # [I,B,K]
     width = int((1 + lengths).sum(2).max())
     edge, place, turn = (np.full((*node.shape[:2], width), -1) for _ in range(3))
-    i, b = np.indices(node.shape[:2])
+    grid: Any = np.indices(node.shape[:2])
+    i, b = grid  # [I,B] each
     begin = np.zeros(node.shape[:2], np.int64)
     for k in range(node.shape[2]):
         for step in range(how.paths.shape[1]):

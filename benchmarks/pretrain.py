@@ -198,9 +198,9 @@ def store(policy: Policy, folder: Path, half: bool) -> Path:
     """Writes a checkpoint; the policy is then what a reader of the folder gets."""
     policy.model.set_attn_implementation("sdpa")
     if half:
-        policy.model.half()
+        policy.model.half()  # type: ignore[no-untyped-call]
     save_policy(policy, folder)
-    policy.model.float()
+    policy.model.float()  # type: ignore[no-untyped-call]
     return folder
 
 

@@ -15,7 +15,6 @@ the third that of `bc`.
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from rich.markup import escape
 from algos.policies.embedded import new_model
 from algos.policies.load import load_policy, make_policy
 from benchmarks import pretrain, provenance, results, stats
+from benchmarks.pages import put, source, table
 from benchmarks.results import Results, Row
 from benchmarks.stats import Interval
 from benchmarks.suites import Entry
@@ -41,7 +41,8 @@ from convgym.errors import ConfigError, ConvgymError
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 RATES, PAGE, ALGORITHMS = DOCS / "benchmarks/rates.json", DOCS / "benchmarks/zoo.md", DOCS / "algorithms"
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+RESULTS = ("<!-- results:begin -->", "<!-- results:end -->")
+RATES_TABLE = ("<!-- rates:begin -->", "<!-- rates:end -->")
 ALPHA = 0.05
 NEAR = 0.9  # a rate is near the best if its area reaches this share of it
 
@@ -118,25 +119,6 @@ def described(entry: Entry) -> str:
     return ", ".join(f"`{name}={value!r}`" for name, value in fields.items()).replace("'", '"') or "as published"
 
 
-def provenance_line(found: Results) -> str:
-    """Machine, versions and commit of a comparison, in one sentence."""
-    return line_of(found.provenance)
-
-
-def line_of(p: Mapping[str, Any]) -> str:
-    """The same of what `provenance.describe` found."""
-    machine, versions = p["machine"], p["versions"]
-    return (
-        f"{machine['processor']}, {machine['cores']} cores; Python {versions['python']}, torch {versions['torch']}; "
-        f"commit {p['commit'].get('id', 'none')[:10]}; {p['started'][:10]}."
-    )
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    return "\n".join("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows))
-
-
 def section(found: Results, algo: str, cells: Sequence[Gain]) -> str:
     """The section *Results* of an algorithm's page."""
     entries = {e.name: e for e in found.suite.entries if e.algo == algo and e.control == "none"}
@@ -151,7 +133,6 @@ def section(found: Results, algo: str, cells: Sequence[Gain]) -> str:
     )
     return "\n\n".join(
         (
-            BEGIN,
             "## Results",
             f"`{budget['model']}`, {budget['updates']} updates of {budget['episodes_per_update']} conversations, the "
             f"same {budget['eval_episodes']} held-out ones before and after. Return at temperature 1; gains are means "
@@ -161,7 +142,6 @@ def section(found: Results, algo: str, cells: Sequence[Gain]) -> str:
             ),
             f"{settings}. All algorithms in one table, the protocol, and what the figures cannot say: "
             "[the zoo](../benchmarks/zoo.md).",
-            END,
         )
     )
 
@@ -186,7 +166,7 @@ def overview(found: Results, cells: Sequence[Gain]) -> str:
     budget = found.suite.settings
     return "\n\n".join(
         (
-            f"{provenance_line(found)} {found.suite.seeds} seeds; {budget['updates']} updates of "
+            f"{source(found.provenance)}. {found.suite.seeds} seeds; {budget['updates']} updates of "
             f"{budget['episodes_per_update']} conversations; {budget['eval_episodes']} held-out conversations.",
             f"**{len(everywhere)} of {len(ranked)} entries beat their start in every environment.** "
             + (f"Not in every one: {', '.join(rest)}." if rest else ""),
@@ -198,18 +178,6 @@ def overview(found: Results, cells: Sequence[Gain]) -> str:
 
 def _short(found: Results, env: str) -> str:
     return next(e.short for e in found.suite.envs if e.id == env)
-
-
-def between(path: Path, begin: str, end: str, text: str) -> None:
-    """Replaces what stands between two markers.
-
-    Raises:
-        ConfigError: if the page has no such place.
-    """
-    page = path.read_text("utf-8")
-    if page.count(begin) != 1 or page.count(end) != 1:
-        raise ConfigError(f"{path.name}: expected one line {begin} and, after it, one line {end}; add them.")
-    path.write_text(re.sub(f"{begin}.*{end}", lambda _: text, page, flags=re.DOTALL), "utf-8")
 
 
 def draw(found: Results, cells: Sequence[Gain], path: Path) -> None:
@@ -303,14 +271,12 @@ def clone_section(found: Mapping[str, Sequence[tuple[float, float]]], model: str
     count = len(next(iter(found.values())))
     return "\n\n".join(
         (
-            BEGIN,
             "## Results",
             f"The shipped `{model}` against untrained networks of the same initialisations, return on held-out "
             f"conversations at temperature 1; 95 % intervals over {count} initialisations. The scripted clerks that it "
             "imitates have mixed skill; the recipe is `benchmarks/pretrain.py`.",
             table(("environment", "untrained", "cloned", "gain", "beats its start"), rows),
-            f"`python -m benchmarks.zoo clones --write`: {line_of(here)}",
-            END,
+            f"`python -m benchmarks.zoo clones --write`: {source(here)}",
         )
     )
 
@@ -361,13 +327,12 @@ def show_rates(options: RatesOf, console: Console) -> None:
     """Prints the sweep, and writes it if asked to."""
     found = results.load(options.out)
     swept = areas(found)
-    text = f"{provenance_line(found)}\n\n{rates_table(swept)}"
+    text = f"{source(found.provenance)}.\n\n{rates_table(swept)}"
     console.print(Markdown(text))
     if options.write:
         chosen = {name: {"best": best(of), "areas": {f"{r:g}": a for r, a in of.items()}} for name, of in swept.items()}
         RATES.write_text(json.dumps({"provenance": found.provenance, "entries": chosen}, indent=1) + "\n", "utf-8")
-        begin, end = "<!-- rates:begin -->", "<!-- rates:end -->"
-        between(PAGE, begin, end, f"{begin}\n{text}\n{end}")
+        put(PAGE, text, RATES_TABLE)
 
 
 def show_results(options: ResultsOf, console: Console) -> None:
@@ -377,13 +342,13 @@ def show_results(options: ResultsOf, console: Console) -> None:
     text = overview(found, cells)
     console.print(Markdown(text))
     if options.write:
-        between(PAGE, BEGIN, END, f"{BEGIN}\n{text}\n{END}")
+        put(PAGE, text, RESULTS)
         plain = [results.plain(vars(c) | {"verdict": c.verdict}) for c in cells]
         beside = {"provenance": found.provenance, "suite": results.suite_to_json(found.suite), "gains": plain}
         PAGE.with_suffix(".json").write_text(json.dumps(beside, indent=1) + "\n", "utf-8")
         draw(found, cells, PAGE.with_suffix(".svg"))
         for algo in dict.fromkeys(e.algo for e in found.suite.entries if e.control == "none"):
-            between(ALGORITHMS / f"{algo}.md", BEGIN, END, section(found, algo, cells))
+            put(ALGORITHMS / f"{algo}.md", section(found, algo, cells), RESULTS)
 
 
 def show_clones(options: ClonesOf, console: Console) -> None:
@@ -393,7 +358,7 @@ def show_clones(options: ClonesOf, console: Console) -> None:
     text = clone_section(cloned(options.model, options.episodes), options.model, here)
     console.print(Markdown(text))
     if options.write:
-        between(ALGORITHMS / "bc.md", BEGIN, END, text)
+        put(ALGORITHMS / "bc.md", text, RESULTS)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -122,7 +122,7 @@ def group_median(
 ) -> Float[Tensor, " B"]:
     """Median over the valid episodes of the row's group, [B] -> [B]; of four, the mid of the middle two."""
     member, count = _members(group, valid)
-    order = torch.where(valid, x, torch.full_like(x, torch.inf)).argsort(stable=True)
+    order = torch.where(valid, x, torch.full_like(x, torch.inf)).argsort()
     order = order[member[order].argsort(stable=True)]  # by group, and by x inside a group, invalid ones last
     size = torch.bincount(member, minlength=len(count))
     first = size.cumsum(0) - size
@@ -141,7 +141,7 @@ def leave_one_out_mean(
     member, count = _members(group, valid)
     clean = torch.where(valid, x, torch.zeros_like(x))
     others = count[member] - valid.long()
-    return (_group_sum(x, member, valid)[member] - clean) / others.clamp(min=1) * (others > 0)
+    return (_group_sum(x, member, valid)[member] - clean) / others.clamp(min=1)
 
 
 def group_std(
@@ -206,7 +206,7 @@ def group_advantages(
     if scale == "mean":
         mean = group_mean(returns, group, valid)
         alive = alive & (mean > 0)
-        factor = 1 / (mean.clamp(min=0) + eps)
+        factor = 1 / (mean + eps)
     elif scale != "none":
         sigma = group_std(returns, group if scale == "group" else everyone, valid)
         alive = alive & (sigma > 0)
@@ -368,9 +368,10 @@ def explained_variance(
 ) -> Float[Tensor, ""]:
     """Share of the targets' variance that the critic explains, a scalar: 1 is perfect, a constant gets 0.
 
-    It is 0 as well if the targets do not vary, so that there is nothing to explain.
+    It is 0 as well if the targets do not vary, so that there is nothing to explain, or by less than can be squared.
     """
     error, truth = (target - value)[mask], target[mask]
     if truth.numel() == 0 or truth.amax() == truth.amin():
         return truth.new_zeros(())
-    return 1 - error.var(unbiased=False) / truth.var(unbiased=False)
+    variance = truth.var(unbiased=False)
+    return 1 - error.var(unbiased=False) / variance if variance > 0 else truth.new_zeros(())

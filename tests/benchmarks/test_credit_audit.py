@@ -17,6 +17,7 @@ from algos.rollout.collect import Collector, group_requests
 from algos.rollout.episodes import TokenEpisode
 from benchmarks import credit_audit
 from benchmarks.credit_audit import Size, Truth, audit, contestants, score, turn_advantages
+from benchmarks.pages import FIGURES
 from benchmarks.suites import EnvSpec
 from benchmarks.true_credit import (
     GAMES,
@@ -303,7 +304,7 @@ def test_the_page_is_written(tmp_path: Path) -> None:
     page.write_text("no markers\n")
     with pytest.raises(ConfigError, match="figures:begin"):
         credit_audit.write(page, found, source)
-    page.write_text(f"Above.\n{credit_audit.BEGIN}\nold\n{credit_audit.END}\nBelow.\n")
+    page.write_text(f"Above.\n{FIGURES[0]}\nold\n{FIGURES[1]}\nBelow.\n")
     credit_audit.write(page, found, source)
     text = page.read_text()
     assert text.startswith("Above.\n") and text.endswith("Below.\n") and "old" not in text

@@ -13,10 +13,12 @@ from numpy.testing import assert_allclose
 from rich.console import Console
 
 import algos
+from benchmarks import bias, provenance
 from benchmarks import gradient_audit as audit
 from benchmarks import micro_dialogues as micro
 from benchmarks.gradient_audit import Configuration, Options, directions, measure
-from benchmarks.micro_dialogues import SETTINGS, Floats, Policy, Setting
+from benchmarks.micro_dialogues import SETTINGS, Policy, Setting
+from benchmarks.pages import FIGURES
 from convgym.errors import ConfigError
 
 BANDIT, ASK, DELAYED = SETTINGS
@@ -28,7 +30,7 @@ def sampled(setting: Setting, kind: micro.PolicyKind, size: int, batches: int = 
     return micro.sample(table, pi, generator, batches=batches, groups=16 // size, size=size)
 
 
-def measured(name: str, of: micro.Sampled, **fields: object) -> audit.Measure:
+def measured(name: str, of: micro.Sampled, **fields: object) -> bias.Measure:
     truth = micro.true_gradient(of.table, of.policy)
     found = directions(algos.make(name, **fields), of)
     return measure(found, truth, audit.controls(of), audit.expectations(truth))
@@ -118,7 +120,7 @@ def test_sampled_returns_and_controls_agree_with_enumeration() -> None:
         along = (control - mean) @ truth / (truth @ truth)  # in units of |g|
         error = along.std() / np.sqrt(len(along))
         assert abs(along.mean()) < 4 * error < 0.2
-        u, error = audit.squared_mean((control - mean) / np.linalg.norm(truth))
+        u, error = bias.squared_mean((control - mean) / np.linalg.norm(truth))
         assert abs(u) < 4 * error < 0.3**2, "a difference of three tenths of |g| in any direction would show"
 
 
@@ -216,50 +218,6 @@ def test_an_entropy_bonus_is_differentiated() -> None:
     assert_allclose((bonus - plain).reshape(expected.shape), expected, atol=1e-12)
 
 
-# Statistics -----------------------------------------------------------------------------------------------
-
-
-def noise(shift: float, seed: int) -> Floats:
-    x = np.random.default_rng(seed).standard_normal((100, 30))
-    x[:, 0] += shift
-    return x
-
-
-def test_the_squared_mean_is_unbiased_and_its_error_is_that_of_repetition() -> None:
-    # |m|^2 = 0 and 1/4; the square of the mean itself would be 30 / 100 too large
-    for shift in (0.0, 0.5):
-        found = np.array([audit.squared_mean(noise(shift, seed)) for seed in range(300)])
-        assert found[:, 0].mean() == pytest.approx(shift**2, abs=4 * found[:, 0].std() / np.sqrt(300))
-        assert np.sqrt((found[:, 1] ** 2).mean()) == pytest.approx(found[:, 0].std(), rel=0.15)
-
-
-def test_the_split_test_holds_its_level_and_has_power() -> None:
-    null = [audit.split_test(audit.adjusted(noise(0.0, seed), None, None)) for seed in range(300)]
-    assert np.mean(np.array(null) < 0.05) <= 0.08  # .05 + 3 standard errors of .0126 would be .088
-    assert all(audit.split_test(audit.adjusted(noise(1.0, seed), None, None)) < 1e-4 for seed in range(20))
-
-
-def test_control_variates_move_no_mean_and_take_noise_away() -> None:
-    rng, mean = np.random.default_rng(1), np.ones((1, 5))
-    known = mean[:, None] + rng.standard_normal((1, 400, 5))
-    found = 2 * known[0] + 0.1 * rng.standard_normal((400, 5)) + 3  # expectation 5
-    better = np.concatenate([half for _, half in audit.adjusted(found, known, mean)])
-    assert_allclose(better.mean(0), 5.0, atol=0.03)
-    assert better.std() < 0.2 < 1.5 < found.std()
-
-
-def test_a_multiple_of_the_truth_with_noise_across_it() -> None:
-    truth, rng = np.array([2.0, 0.0, 0.0]), np.random.default_rng(2)
-    found = np.array([1.0, 0.5, 0.0]) + 0.3 * rng.standard_normal((1000, 3))  # c = 1/2, residual 1/2, distance by hand
-    m = measure(found, truth)
-    assert m.factor == pytest.approx(0.5, abs=0.02)
-    assert m.residual == pytest.approx(0.5, abs=0.05)
-    assert m.residual_low < 0.5 < m.residual_high
-    assert m.distance == pytest.approx(np.hypot(1.0, 0.5) / 2, abs=0.02)
-    assert m.variance == pytest.approx(3 * 0.09 / 4, rel=0.1)
-    assert m.cosine == pytest.approx(2 / np.sqrt(5), abs=0.02)
-
-
 # The command ----------------------------------------------------------------------------------------------
 
 
@@ -270,11 +228,11 @@ def test_a_cell_goes_into_page_json_and_figure(tmp_path: Path) -> None:
     again = audit.run_cell(cells[0], names, 20, 16, 0)
     assert [row["factor"] for row in again] == [row["factor"] for row in rows[: len(again)]]
     found = {
-        **audit.provenance.describe("a command"),
+        **provenance.describe("a command"),
         "batches": 20, "batch_rows": 16, "sizes": [4], "seed": 0, "rows": rows,
     }  # fmt: skip
     page = tmp_path / "page.md"
-    page.write_text(f"# Before\n{audit.BEGIN}\nstale figures\n{audit.END}\nafter\n")
+    page.write_text(f"# Before\n{FIGURES[0]}\nstale figures\n{FIGURES[1]}\nafter\n")
     audit.write(page, found)
     text = page.read_text()
     assert text.startswith("# Before") and text.endswith("after\n") and "stale figures" not in text
@@ -283,7 +241,7 @@ def test_a_cell_goes_into_page_json_and_figure(tmp_path: Path) -> None:
     assert "<svg" in (tmp_path / "page.svg").read_text()
     audit.show(rows, Console(quiet=True))
     page.write_text("no markers")
-    with pytest.raises(ConfigError, match="markers"):
+    with pytest.raises(ConfigError, match="expected one line"):
         audit.write(page, found)
 
 

@@ -101,6 +101,13 @@ def test_a_turn_may_be_interrupted_by_tokens_that_nobody_sampled() -> None:
     assert adv.on_last_token(torch.tensor([[5.0, 7.0]]), turn).tolist() == [[0, 0, 5, 0, 7]]
 
 
+def test_first_and_last_tokens_at_the_edges_of_a_row() -> None:
+    turn = torch.tensor([[0, -1, 1], [-1, -1, 0]])
+    assert adv.first_token(turn, 2).tolist() == [[True, False, True], [False, False, True]]
+    assert adv.last_token(turn, 2).tolist() == [[True, False, True], [False, False, True]]
+    assert adv.first_token(turn[1:], 1).tolist() == [[False, False, True]]  # fewer rows than columns
+
+
 @quick
 @given(batches())
 def test_spreading_and_summing(batch: Batch) -> None:
@@ -138,9 +145,16 @@ def test_statistics_of_groups(data: tuple[Tensor, Tensor, Tensor]) -> None:
             found["group_std"][i], statistics.stdev(xs) if len(xs) > 1 else 0, rel_tol=1e-9, abs_tol=1e-12
         )
         assert bool(found["group_varies"][i]) == (len(set(xs)) > 1)
-        if valid[i]:
-            expected = statistics.fmean(others) if others else 0
-            assert math.isclose(found["leave_one_out_mean"][i], expected, abs_tol=1e-12)
+        expected = statistics.fmean(others) if others else 0
+        assert math.isclose(found["leave_one_out_mean"][i], expected, abs_tol=1e-12)
+
+
+@quick
+@given(st.floats(-1e6, 1e6), st.integers(1, 9))
+def test_equal_returns_have_no_deviation_at_all(x: float, size: int) -> None:
+    """Their mean may differ from them by a rounding: of six times .1 it is .09999999999999999."""
+    equal = torch.full((size,), x, dtype=torch.float64)
+    assert adv.group_std(equal, torch.zeros(size).long(), ones(size)).tolist() == [0] * size
 
 
 @quick
@@ -186,6 +200,12 @@ def test_scaled_advantages_ignore_the_unit_of_reward_and_centred_ones_carry_it(
         before = group_advantages(returns, group, valid, baseline=baseline, scale=scale, eps=0.0)
         after = group_advantages(unit * returns, group, valid, baseline=baseline, scale=scale, eps=0.0)
         close(after, factor * before)
+
+
+def test_what_divides_is_the_mean_and_eps() -> None:
+    returns = torch.tensor([1.0, 0.0, 2.0, 1.0], dtype=torch.float64)  # mean 1
+    found = group_advantages(returns, torch.zeros(4).long(), ones(4), scale="mean", eps=0.25)
+    close(found, torch.tensor([0, -0.8, 0.8, 0], dtype=torch.float64))  # +-1 / 1.25
 
 
 @quick
