@@ -47,6 +47,12 @@ class Batch:
     ``logp[:, t]`` is the log-probability of ``tokens[:, t]`` given the tokens before it, and ``value[:, t]``
     is the critic's value before token ``t``. Both mean something only where ``action`` is true, and are 0
     elsewhere. A row's last token is an action token: what the user says after the end is not part of the row.
+
+    Columns that contradict each other cannot be built. What is only bad luck can (a reward that is no number, a group
+    of one, a row without an action token): ``docs/concepts/bad-input.md`` says what becomes of it.
+
+    Raises:
+        ConfigError: at construction, for a shape, a type or a number that contradicts the others; it names the place.
     """
 
     tokens: Tensor  # [B,T] int64, right-padded
@@ -64,32 +70,106 @@ class Batch:
     ref_logp: Tensor | None = None  # [B,T]
     value: Tensor | None = None  # [B,T]
     bootstrap: Tensor | None = None  # [B] value after the last token
-    greedy_return: Tensor | None = None  # [B] return of the greedy episode of the row's scenario
+    greedy_return: Tensor | None = None  # [B] return of the greedy episode of the row's scenario, NaN without one
     old_entropy: Tensor | None = None  # [B,T] entropy of the policy before the first step
     judged: Tensor | None = None  # [B] bool, the env paid for the end state although a limit cut the row
     state: Mapping[str, float] = field(default_factory=dict)  # what the last `credit` returned
 
     def __post_init__(self) -> None:
-        """Refuses tensors whose shapes contradict each other.
+        """Refuses columns that contradict each other."""
+        self._check_form()
+        self._check_numbers()
 
-        Raises:
-            ConfigError: names the field, its shape and the shape that was expected.
+    def with_columns(self, **columns: Any) -> Self:
+        """The same batch with other columns, for what is computed from a batch that has been looked at.
+
+        Shapes and types are compared again; numbers are not, because that would wait for the device at each
+        micro-batch. ``dataclasses.replace`` looks at everything.
         """
-        rows, width = self.action.shape
-        turns = self.reward.shape[1]
+        unknown = sorted(columns.keys() - vars(self).keys())
+        if unknown:
+            raise TypeError(f"{type(self).__name__} has no column {unknown[0]!r}")
+        return self._trusted(vars(self) | columns)
+
+    @classmethod
+    def _trusted(cls, columns: Mapping[str, Any]) -> Self:
+        made = object.__new__(cls)
+        vars(made).update(columns)
+        made._check_form()
+        return made
+
+    def _check_form(self) -> None:
+        """Shapes and types: nothing here reads a number."""
+        for name, axes in (("action", "[B,T]"), ("reward", "[B,K]")):
+            if getattr(getattr(self, name), "ndim", None) != 2:
+                raise self._refusal(name, f"is {_form(getattr(self, name))}, expected a tensor {axes}.")
+        rows, width, turns = *self.action.shape, self.reward.shape[1]
+        dtypes = self._dtypes()
         for name, shape in self._shapes(rows, width, turns).items():
-            tensor = getattr(self, name)
-            if tensor is not None and tuple(tensor.shape) != shape:
-                raise ConfigError(
-                    f"{type(self).__name__}.{name} has shape {tuple(tensor.shape)}, expected {shape} "
-                    f"(B={rows}, T={width}, K={turns}). Build batches with algos.rollout.episodes.collate."
-                )
+            tensor, dtype = getattr(self, name), dtypes.get(name)
+            if tensor is None and getattr(type(self), name, ...) is None:
+                continue  # nobody has filled it
+            if not isinstance(tensor, Tensor):
+                raise self._refusal(name, f"is {_form(tensor)}, expected a tensor {shape}.")
+            if tuple(tensor.shape) != shape:
+                sizes = f"(B={rows}, T={width}, K={turns})"
+                raise self._refusal(name, f"has shape {tuple(tensor.shape)}, expected {shape} {sizes}.")
+            if dtype is None and not tensor.is_floating_point():
+                raise self._refusal(name, f"is {tensor.dtype}, expected floating point; convert it with `.float()`.")
+            if dtype is torch.bool and tensor.dtype != dtype:
+                how = "a mask says which, not how much; write `mask > 0`"
+                raise self._refusal(name, f"is {tensor.dtype}, expected torch.bool: {how}.")
+            if dtype is torch.int64 and tensor.dtype != dtype:
+                raise self._refusal(name, f"is {tensor.dtype}, expected torch.int64; convert it with `.long()`.")
+
+    def _check_numbers(self) -> None:
+        """One pass over what the sampler says, and one question to the device."""
+        shape, turns = tuple(self.action.shape), self.reward.shape[1]
+        if 0 in (*shape, turns):
+            expected = "expected at least one row, one token and one turn"
+            raise self._refusal("action", f"has shape {shape} with K={turns}, {expected}.")
+        wrong = self._wrong_numbers()
+        found = torch.stack([mask.any() for _, mask, _ in wrong]).tolist()
+        if any(found):
+            name, mask, expected = wrong[found.index(True)]
+            place = mask.nonzero()[0].tolist()
+            number = getattr(self, name)[tuple(place)].item()
+            raise self._refusal(f"{name}[{', '.join(map(str, place))}]", f"is {number}, expected {expected}.")
+
+    def _wrong_numbers(self) -> list[tuple[str, Tensor, str]]:
+        """Column, where it is wrong (in the column's shape), and what was expected there."""
+        action, turn, size, turns = self.action, self.turn, self.n_turns[:, None], self.reward.shape[1]
+        real = torch.arange(turns, device=turn.device) < size  # [B,K]
+        said = torch.zeros(len(turn), turns + 1, dtype=torch.bool, device=turn.device)
+        said = said.scatter(1, (turn + 1).clamp(0, turns), True)[:, 1:]  # [B,K] turns that have a token
+        off_place = torch.where(action, (turn < 0) | (turn >= size), turn != -1)
+        sampled = "a finite number: the token was sampled"
+        wrong = [
+            ("tokens", self.tokens < 0, "an id of the vocabulary, in padding too: no id means `ignore`"),
+            ("n_turns", (self.n_turns < 1) | (self.n_turns > turns), f"1 to K = {turns}"),
+            ("turn", off_place, "0 to n_turns - 1 where action is true, and -1 where it is not"),
+            ("turn", action & (turn < turn.cummax(1).values), "turns in order: none goes on after the next has begun"),
+            ("behaviour_logp", action & ~self.behaviour_logp.isfinite(), sampled),
+            ("reward", real & ~said & action.any(1)[:, None], "no turn here, as no action token is of this turn"),
+        ]
+        if self.old_logp is not None:
+            wrong.append(("old_logp", action & ~self.old_logp.isfinite(), sampled))
+        return wrong
+
+    def _refusal(self, name: str, fault: str) -> ConfigError:
+        hint = "algos.rollout.episodes.collate builds batches from conversations."
+        return ConfigError(f"{type(self).__name__}.{name} {fault} {hint}")
 
     def _shapes(self, rows: int, width: int, turns: int) -> dict[str, tuple[int, ...]]:
-        per_token = ("tokens", "turn", "behaviour_logp", "old_logp", "ref_logp", "value", "old_entropy")
+        per_token = ("tokens", "action", "turn", "behaviour_logp", "old_logp", "ref_logp", "value", "old_entropy")
         per_row = ("n_turns", "group", "terminated", "version", "bootstrap", "greedy_return", "judged")
         shapes: dict[str, tuple[int, ...]] = {"reward": (rows, turns), "state_key": (rows, turns)}
         return shapes | dict.fromkeys(per_token, (rows, width)) | dict.fromkeys(per_row, (rows,))
+
+    def _dtypes(self) -> dict[str, torch.dtype]:
+        """Of the columns that are no floating point numbers."""
+        whole = dict.fromkeys(("tokens", "turn", "n_turns", "group", "state_key", "version"), torch.int64)
+        return whole | dict.fromkeys(("action", "terminated", "judged"), torch.bool)
 
     @property
     def size(self) -> int:
@@ -116,7 +196,7 @@ class Batch:
         return self._map(lambda tensor: tensor.to(device))
 
     def _per_token(self) -> frozenset[str]:
-        return frozenset(n for n, shape in self._shapes(-1, -2, -3).items() if shape == (-1, -2)) | {"action"}
+        return frozenset(n for n, shape in self._shapes(-1, -2, -3).items() if shape == (-1, -2))
 
     def _map(self, change: Callable[[Tensor], Tensor], names: frozenset[str] | None = None) -> Self:
         tensors: dict[str, Any] = {
@@ -124,7 +204,11 @@ class Batch:
             for f in dataclasses.fields(self)
             if isinstance(getattr(self, f.name), Tensor) and (names is None or f.name in names)
         }
-        return dataclasses.replace(self, **tensors)
+        return self.with_columns(**tensors)
+
+
+def _form(value: object) -> str:
+    return f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
 class Credit(NamedTuple):
@@ -172,13 +256,27 @@ class Minibatch(Batch):
 
     @classmethod
     def of(cls, batch: Batch, credit: Credit) -> Minibatch:
-        """All rows of ``batch`` with their credit; take micro-batches from it with ``rows``."""
+        """All rows of ``batch`` with their credit; take micro-batches from it with ``rows``.
+
+        Raises:
+            ConfigError: if the credit has not the form that ``Credit`` promises.
+        """
+        keep = credit.keep
+        if keep is not None and (keep.dtype != torch.bool or keep.shape != (batch.size,)):
+            raise ConfigError(
+                f"Credit.keep is {keep.dtype} of shape {tuple(keep.shape)}, expected torch.bool of shape "
+                f"({batch.size},): it says which rows train, not how much. Write `keep > 0`, or scale the advantage."
+            )
         columns = {f.name: getattr(batch, f.name) for f in dataclasses.fields(Batch)}
-        return cls(**columns, advantage=credit.advantage, target=credit.target, critic_at=credit.critic_at)
+        own = {"advantage": credit.advantage, "target": credit.target, "critic_at": credit.critic_at}
+        return cls._trusted(columns | own)
 
     def _shapes(self, rows: int, width: int, turns: int) -> dict[str, tuple[int, ...]]:
         own = dict.fromkeys(("advantage", "target", "critic_at"), (rows, width))
         return super()._shapes(rows, width, turns) | own
+
+    def _dtypes(self) -> dict[str, torch.dtype]:
+        return super()._dtypes() | {"critic_at": torch.bool}
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 
 from algos.base import Batch, Credit
-from algos.checks import check
+from algos.checks import check, check_unused
 from algos.grpo import GRPO
 from algos.maths.advantages import group_advantages, returns_to_go, spread_turns
 from algos.maths.kl import penalised_rewards
@@ -46,6 +46,7 @@ class GiGPO(GRPO):
         super().__post_init__()
         check(self, "omega", self.omega >= 0, "at least 0")
         check(self, "gamma_step", 0 <= self.gamma_step <= 1, "in [0, 1]")
+        check_unused(self, ("gamma_step",), self.omega > 0, "omega is above 0")
         check(self, "baseline", self.baseline == "group_mean", "'group_mean', in both parts")
         check(self, "ratio", self.ratio != "sequence", "'token' or 'turn': no coarser than the credit")
         check(self, "assignment", self.assignment == "outcome", "'outcome': the state brings the credit to the turns")

@@ -30,6 +30,7 @@ class GMPO(GRPO):
         high: How far it may rise above 0; ``None`` for no bound.
         ratio: Always ``token``: tokens are clipped one by one, and their mean is the row's.
         assignment: Always ``outcome``: a row has one mean, so it can have but one advantage.
+        reduce: Not ``turn``, for the same reason.
     """
 
     low: float | None = 0.4
@@ -40,6 +41,8 @@ class GMPO(GRPO):
         super().__post_init__()
         check(self, "ratio", self.ratio == "token", "'token': the mean over the row comes after the clip")
         check(self, "assignment", self.assignment == "outcome", "'outcome': a row has one mean and one advantage")
+        check(self, "reduce", self.reduce != "turn", "no finer than the row, which has one mean")
+        check(self, "top_entropy", self.top_entropy == 1, "1: all tokens of a row train through its mean")
 
     def surrogate(self, scores: Scores, batch: Minibatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The geometric mean of the clipped ratios, times the advantage, on every token of the row."""

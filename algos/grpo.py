@@ -92,6 +92,9 @@ class GRPO(Algorithm):
         # tokens that share a ratio share its gradient: advantages of their own would be averaged away
         coarse = (self.ratio, self.assignment) in {("sequence", "process"), ("sequence", "gae"), ("turn", "gae")}
         check(self, "ratio", not coarse, f"no coarser than the credit of assignment {self.assignment!r}")
+        check(self, "reduce", (self.ratio, self.reduce) != ("sequence", "turn"), "no finer than ratio 'sequence'")
+        own = self.top_entropy == 1 or self.ratio == "token"
+        check(self, "top_entropy", own, f"1 with ratio {self.ratio!r}, through which all of its tokens train")
         check_unused(self, ("eps",), self.scale != "none", "scale divides")
         critic_only = ("gamma_token", "lam", "value_clip", "value_coef")
         check_unused(self, critic_only, self.assignment == "gae", "assignment is 'gae'")
@@ -111,8 +114,10 @@ class GRPO(Algorithm):
         keep = valid & batch.terminated if self.mask_truncated else valid
         to_go = returns_to_go(reward, self.gamma_turn)  # [B,K]
         returns = reward.sum(1) if self.assignment == "gae" else to_go[:, 0]
+        metrics = {"masked_truncated": float((valid & ~keep).sum())} if self.mask_truncated else {}
         if self.drop_dead:
-            keep = keep & group_varies(returns, batch.group, valid)
+            dead = valid & ~group_varies(returns, batch.group, valid)
+            keep, metrics = keep & ~dead, {**metrics, "dropped_dead": float(dead.sum())}
         relative = partial(
             group_advantages,
             group=batch.group,
@@ -122,12 +127,13 @@ class GRPO(Algorithm):
             eps=self.eps,
         )
         if self.assignment == "gae":
-            return self._spread_by_critic(batch, relative(returns), keep)
+            spread = self._spread_by_critic(batch, relative(returns), keep)
+            return spread._replace(metrics={**spread.metrics, **metrics})
         if self.assignment == "process":
             advantage = spread_turns(relative(returns, of=to_go), batch.turn)
         else:
             advantage = spread_episodes(relative(returns), batch.action)
-        return Credit(advantage, keep=keep, state=batch.state)
+        return Credit(advantage, keep=keep, state=batch.state, metrics=metrics)
 
     def _spread_by_critic(self, batch: Batch, outcome: Tensor, keep: Tensor) -> Credit:
         """GAE on a reward that is the outcome advantage [B], all of it on the episode's last token."""

@@ -36,7 +36,7 @@ class PPO(Algorithm):
         gamma_turn: Discount of a turn; below 1 it makes dialogues short.
         gamma_token: Discount of a token; below 1 it punishes words.
         lam: Lambda of GAE, per token.
-        ratio: Whether the ratio is a token's, or the geometric mean of a turn or of the whole sequence.
+        ratio: Always ``token``: credit is a token's own, and tokens that share a ratio share its gradient.
         low: How far the ratio may fall below 1; ``None`` for no bound.
         high: How far it may rise above 1; ``None`` for no bound.
         value_clip: Largest move of a value that pays, in units of return; ``None`` for plain regression.
@@ -58,6 +58,8 @@ class PPO(Algorithm):
     value_coef: float = 0.5
     whiten: bool = True
 
+    levels: ClassVar[tuple[Level, ...]] = ("token",)  # of the ratio: none that is coarser than the credit
+
     def __post_init__(self) -> None:
         """Refuses illegal settings."""
         super().__post_init__()
@@ -67,6 +69,7 @@ class PPO(Algorithm):
         check(self, "high", self.high is None or self.high > 0, "above 0, or None")
         check(self, "value_clip", self.value_clip is None or self.value_clip > 0, "above 0, or None")
         check(self, "value_coef", self.value_coef > 0, "above 0: PPO learns its critic")
+        check(self, "ratio", self.ratio in self.levels, f"one of {self.levels}, no coarser than the credit")
 
     @property
     def needs(self) -> frozenset[Need]:

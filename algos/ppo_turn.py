@@ -11,6 +11,7 @@ Source: Liu et al. 2025 (GEM, arXiv 2510.01051), section on PPO over turns; Li e
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from algos.base import Batch, filled
 from algos.checks import check_unused
 from algos.maths.advantages import first_token, gae, spread_turns, sum_turns
 from algos.maths.kl import kl_in_reward
+from algos.maths.losses import Level
 from algos.ppo import PPO
 
 
@@ -28,7 +30,10 @@ class PPOTurn(PPO):
     Attributes:
         lam: Lambda of GAE, per turn.
         gamma_token: Has no effect: inside a turn no time passes.
+        ratio: ``token``, or ``turn``: the geometric mean over the turn, whose tokens share their credit.
     """
+
+    levels: ClassVar[tuple[Level, ...]] = ("token", "turn")
 
     lam: float = 0.9
 

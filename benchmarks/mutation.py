@@ -32,6 +32,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from benchmarks import pages, provenance
+
 ROOT = Path(__file__).resolve().parents[1]
 MATHS = "algos/maths"
 WIDER = (
@@ -43,6 +45,7 @@ WIDER = (
     "tests/algos/test_zoo.py",
 )
 PAGE = ROOT / "docs/benchmarks/mutation.md"
+RECORD = PAGE.with_suffix(".json")  # what became of every mutant, and where
 SURVIVORS = ROOT / "docs/benchmarks/mutation-survivors.json"
 PRELOAD = ("torch", "hypothesis", "hypothesis.strategies", "numpy", "gymnasium", "convgym")  # nothing of `algos`
 LIMIT = 120  # CPU seconds that the tests of one mutant may take; who needs more hangs, and is stopped
@@ -358,7 +361,7 @@ def run(nursery: Nursery, mutants: Sequence[Mutant], jobs: int, report: Callable
 # The page --------------------------------------------------------------------------------------------------
 
 
-def page(trials: Sequence[Trial], explained: dict[str, str], command: str) -> str:
+def page(trials: Sequence[Trial], explained: dict[str, str], command: str, source: str) -> str:
     """The page as Markdown."""
     survivors = [t.mutant for t in trials if t.outcome == "survived"]
     known = [m for m in survivors if m.key in explained]
@@ -371,6 +374,8 @@ def page(trials: Sequence[Trial], explained: dict[str, str], command: str) -> st
     rows.append(("all", *(sum(column) for column in zip(*(row[1:] for row in rows)))))  # type: ignore[arg-type]
     kinds = Counter(t.mutant.operator for t in trials)
     dead = Counter(t.mutant.operator for t in trials if t.outcome != "survived")
+    texts = [[str(cell) for cell in row] for row in rows]
+    by_kind = [(kind, str(count), str(dead[kind])) for kind, count in sorted(kinds.items())]
     lines = [
         "# Mutation check",
         "",
@@ -380,13 +385,14 @@ def page(trials: Sequence[Trial], explained: dict[str, str], command: str) -> st
         "",
         f"```bash\n{command}\n```",
         "",
-        "| file | mutants | killed | survived, computes the same | survived, a hole |",
-        "|---|---|---|---|---|",
-        *("| " + " | ".join(map(str, row)) + " |" for row in rows),
+        source,
         "",
-        "| change | mutants | killed |",
-        "|---|---|---|",
-        *(f"| {kind} | {count} | {dead[kind]} |" for kind, count in sorted(kinds.items())),
+        f"**{rows[-1][2]} of {rows[-1][1]} are killed ({rows[-1][2] / max(rows[-1][1], 1):.1%}); of those that compute "
+        f"something else, {rows[-1][2]} of {rows[-1][2] + rows[-1][4]}.**",
+        "",
+        pages.table(("file", "mutants", "killed", "survivors that compute the same", "holes"), texts, numbers=True),
+        "",
+        pages.table(("change", "mutants", "killed"), by_kind, numbers=True),
         "",
     ]
     for title, some in (
@@ -415,7 +421,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--match", default="", help="only mutants whose key holds this text")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sample")
     parser.add_argument("--jobs", type=int, default=1, help="mutants at a time")
-    parser.add_argument("--write", action="store_true", help=f"write {PAGE.relative_to(ROOT)}")
+    parser.add_argument("--again", action="store_true", help="only those that are new, or were not killed last time")
+    parser.add_argument("--write", action="store_true", help=f"write {PAGE.relative_to(ROOT)} and the JSON beside it")
     arguments = parser.parse_args(argv)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -429,6 +436,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.limit is not None and arguments.limit < len(mutants):
         chosen = sorted(random.Random(arguments.seed).sample(range(len(mutants)), arguments.limit))
         mutants = [mutants[i] for i in chosen]
+    before: dict[str, Outcome] = json.loads(RECORD.read_text("utf-8"))["outcomes"] if arguments.again else {}
+    dead = [mutant for mutant in mutants if before.get(mutant.key) in ("killed", "hangs")]
+    mutants = [mutant for mutant in mutants if mutant not in dead]
     explained: dict[str, str] = json.loads(SURVIVORS.read_text("utf-8")) if SURVIVORS.exists() else {}
 
     def report(trial: Trial) -> None:
@@ -449,7 +459,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{len(trials)} mutants: {dict(outcomes)}; {wall:.0f} s, {used:.1f} CPU seconds a mutant")
     if arguments.write:
         options = sys.argv[1:] if argv is None else list(argv)
-        PAGE.write_text(page(trials, explained, " ".join(["python -m benchmarks.mutation", *options])), "utf-8")
+        here = provenance.describe(" ".join(["python -m benchmarks.mutation", *options]))
+        tested = len(trials)
+        trials += [Trial(mutant, before[mutant.key], 0.0) for mutant in dead]
+        source = f"{pages.source(here)}. {tested} of {len(trials)} mutants were tested in this run" + (
+            "; the others were killed in an earlier one, and the expression that they change is the same still."
+            if dead
+            else "."
+        )
+        PAGE.write_text(page(trials, explained, here["command"], source), "utf-8")
+        record = {**here, "outcomes": {trial.mutant.key: trial.outcome for trial in trials}}
+        RECORD.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
     holes = [t for t in trials if t.outcome == "survived" and t.mutant.key not in explained]
     return int(bool(holes))
 

@@ -168,8 +168,8 @@ def overview(found: Results, cells: Sequence[Gain]) -> str:
         (
             f"{source(found.provenance)}. {found.suite.seeds} seeds; {budget['updates']} updates of "
             f"{budget['episodes_per_update']} conversations; {budget['eval_episodes']} held-out conversations.",
-            f"**{len(everywhere)} of {len(ranked)} entries beat their start in every environment.** "
-            + (f"Not in every one: {', '.join(rest)}." if rest else ""),
+            f"**{len(everywhere)} of {len(ranked)} entries beat their start in every environment.**"
+            + (f" Not in every one: {', '.join(rest)}." if rest else ""),
             "![Gains with intervals](zoo.svg)",
             table(header, rows),
         )

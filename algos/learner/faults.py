@@ -106,11 +106,11 @@ def sound(episodes: Sequence[TokenEpisode]) -> tuple[list[TokenEpisode], list[To
     """Parts episodes into those that can be learnt from, and those to set aside.
 
     An episode is set aside if a reward or a log-probability is not finite: one broken reward must not spoil
-    the statistics of its group.
+    the statistics of its group. So is one without a sampled token: what it earned says nothing of the policy.
     """
     kept: list[TokenEpisode] = []
     aside: list[TokenEpisode] = []
     for episode in episodes:
         finite = np.isfinite(episode.rewards).all() and np.isfinite(episode.logp).all()
-        (kept if finite else aside).append(episode)
+        (kept if finite and episode.action.any() else aside).append(episode)
     return kept, aside

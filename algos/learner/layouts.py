@@ -15,7 +15,6 @@ Axes: B rows, N turns of all rows, T tokens.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import torch
@@ -50,7 +49,7 @@ def per_turn(data: Minibatch, weights: Tensor) -> tuple[Minibatch, Tensor]:
         if getattr(cut, name) is not None
     }
     columns |= {"tokens": _where(said, cut.tokens), "action": own, "turn": torch.where(own, cut.turn, -1)}
-    cut = dataclasses.replace(cut, **columns).trimmed()
+    cut = cut.with_columns(**columns).trimmed()  # the reward stays the conversation's: most turns of it have no token
     return cut, _where(own, weights[row])[:, : cut.action.shape[1]]
 
 

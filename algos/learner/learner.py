@@ -9,9 +9,10 @@ Axes: B rows of the iteration, b rows of a micro-batch, T tokens.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -128,6 +129,7 @@ class Learner:
         critic: The critic, if the algorithm needs one.
         reference: The policy as it was at construction, if the algorithm needs it.
         accelerator: Owns device, precision and processes.
+        aside: The conversations that the last update could not learn from; see ``algos.learner.faults.sound``.
 
     Raises:
         ConfigError: If the process already runs another precision or device.
@@ -158,6 +160,7 @@ class Learner:
         self.adam = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
         self.optimiser = self.accelerator.prepare_optimizer(self.adam)
         self.step = 0
+        self.aside: list[TokenEpisode] = []
         self.guard = NanGuard()
         self.damping = 1.0  # factor on the learning rate, moved by `kl_limit`
         self.micro_tokens = config.micro_tokens  # halved when memory runs out
@@ -172,7 +175,8 @@ class Learner:
         Args:
             episodes: What the present policy sampled; with several processes, all of them in the same order
                 in each.
-            greedy_returns: Group -> return of its greedy episode, for algorithms that need it.
+            greedy_returns: Group -> return of its greedy episode, for algorithms that need it. A group without
+                one gets NaN.
 
         Returns:
             Metrics. The algorithm's own are means over the action tokens that were trained on; ``kl`` (from
@@ -182,13 +186,15 @@ class Learner:
         Raises:
             DivergedError: After three optimiser steps in a row without a finite gradient.
             CapacityError: If not even one row fits into memory.
-            EnvError: If no episode has finite rewards.
+            EnvError: If no episode has finite rewards and a sampled token.
         """
         start = time.perf_counter()
-        kept, aside = sound(episodes)
+        kept, self.aside = sound(episodes)
         if not kept:
+            first = f" The first has rewards {self.aside[0].rewards.tolist()}." if self.aside else ""
             raise EnvError(
-                f"Expected finite rewards; none of {len(episodes)} episodes had. Look at the reward."
+                "Expected conversations with finite rewards and log-probabilities and at least one sampled token; "
+                f"none of {len(episodes)} is of that kind.{first} Look at the reward."
             )
         batch = self._observe(collate(kept, self.policy.pad_id), greedy_returns)
         credit = self.algorithm.credit(batch)
@@ -216,9 +222,10 @@ class Learner:
             "loss": sum(losses) / len(losses),
             "grad_norm": sum(norms) / len(norms),
             "lr": rate,
-            "informative_groups": _informative(batch),
+            **_groups(batch, episodes),
             "kept_rows": float(keep.float().mean()),
-            "set_aside": float(len(aside)),
+            "set_aside": float(len(self.aside)),
+            "wordless": float(sum(not episode.action.any() for episode in self.aside)),
             "skipped_steps": float(self.guard.skipped),
             "seconds_observe": observed - start,
             "seconds_optimise": time.perf_counter() - observed,
@@ -253,8 +260,9 @@ class Learner:
         if "greedy" in self.algorithm.needs:
             if greedy_returns is None:
                 raise ConfigError("The algorithm needs greedy episodes: pass greedy_returns to update.")
-            found["greedy_return"] = torch.tensor([greedy_returns[int(g)] for g in batch.group])
-        return replace(batch, **found)
+            returns = [greedy_returns.get(int(g), math.nan) for g in batch.group]
+            found["greedy_return"] = torch.tensor(returns, dtype=torch.float32)
+        return batch.with_columns(**found)
 
     def _optimise(self, part: Minibatch, keep: Tensor, tally: Tally, *, first: bool) -> tuple[float, float]:
         """One optimiser step over the rows of ``part``; returns its loss and the policy's gradient norm."""
@@ -294,7 +302,7 @@ class Learner:
                 micro = part.rows(rows).trimmed().to(device)
                 scores = self._score(self.model, micro.tokens, micro.action, self.critic)
                 if micro.old_logp is None:  # one step an iteration: the old policy is the present one
-                    micro = replace(micro, old_logp=scores.logp.detach())
+                    micro = micro.with_columns(old_logp=scores.logp.detach())
                 per_token, metrics = self.algorithm.loss(scores, micro)
                 w = weights[rows, : micro.action.shape[1]].to(device)
                 if self.mismatch > self.config.mismatch_limit and not self.algorithm.demonstrations:
@@ -489,7 +497,10 @@ def _agreement(apart: Tensor) -> dict[str, Tensor]:
     return {"ratio_first": apart.exp(), "mismatch": apart.abs()}
 
 
-def _informative(batch: Batch) -> float:
-    """Share of groups whose returns differ: the others teach a group-relative algorithm nothing."""
+def _groups(batch: Batch, episodes: Sequence[TokenEpisode]) -> dict[str, float]:
+    """How much the groups can teach: counts, and the share of those whose returns differ."""
     reward, valid = clean_rewards(batch.reward, batch.n_turns)
-    return group_report(reward.sum(1), batch.group, valid)["informative_groups"]
+    report = group_report(reward.sum(1), batch.group, valid)
+    empty = {episode.group for episode in episodes} - set(batch.group.tolist())
+    named = {name: report[name] for name in ("groups", "singleton_groups", "informative_groups")}
+    return {**named, "empty_groups": float(len(empty))}

@@ -87,6 +87,11 @@ def on_last_token(x: Shaped[Tensor, "B K"], turn: Int[Tensor, "B T"]) -> Shaped[
     return torch.where(last_token(turn, x.shape[1]), spread_turns(x, turn), x.new_zeros(()))
 
 
+def turns_of(turn: Int[Tensor, "B T"]) -> int:
+    """K as far as tokens show it: the largest turn that has one, plus 1; at least 1."""
+    return int(turn.amax()) + 1 if (turn >= 0).any() else 1
+
+
 def first_token(turn: Int[Tensor, "B T"], turns: int) -> Bool[Tensor, "B T"]:
     """[B,T] bool, the first token of each turn; ``turns`` is K."""
     return _extreme_token(turn, turns, "amin")
@@ -114,7 +119,7 @@ def group_mean(
 ) -> Float[Tensor, " B"]:
     """Mean over the valid episodes of the row's group: [B] -> [B]; 0 for a group without any."""
     member, count = _members(group, valid)
-    return (_group_sum(x, member, valid) / count.clamp(min=1))[member]
+    return (_group_sum(x, member, valid, len(count)) / count.clamp(min=1))[member]
 
 
 def group_median(
@@ -141,7 +146,7 @@ def leave_one_out_mean(
     member, count = _members(group, valid)
     clean = torch.where(valid, x, torch.zeros_like(x))
     others = count[member] - valid.long()
-    return (_group_sum(x, member, valid)[member] - clean) / others.clamp(min=1)
+    return (_group_sum(x, member, valid, len(count))[member] - clean) / others.clamp(min=1)
 
 
 def group_std(
@@ -150,7 +155,7 @@ def group_std(
     """Standard deviation over the valid episodes of the row's group, [B] -> [B]; 0 if all are equal."""
     member, count = _members(group, valid)
     deviation = x - group_mean(x, group, valid)
-    variance = _group_sum(deviation.square(), member, valid) / (count - 1).clamp(min=1)
+    variance = _group_sum(deviation.square(), member, valid, len(count)) / (count - 1)  # not looked at for singletons
     return torch.where(group_varies(x, group, valid), variance.sqrt()[member], torch.zeros_like(x))
 
 
@@ -246,9 +251,8 @@ def _members(
 
 
 def _group_sum(
-    x: Float[Tensor, " B"], member: Int[Tensor, " B"], valid: Bool[Tensor, " B"]
-) -> Float[Tensor, " groups"]:
-    groups = int(member.max()) + 1 if member.numel() else 0
+    x: Float[Tensor, " B"], member: Int[Tensor, " B"], valid: Bool[Tensor, " B"], groups: int
+) -> Float[Tensor, " {groups}"]:
     return x.new_zeros(groups).index_add(0, member, torch.where(valid, x, torch.zeros_like(x)))
 
 
@@ -286,11 +290,10 @@ def token_discount(
     Every step costs ``gamma_token``; the step that leaves a turn costs ``gamma_turn`` as well. The first
     makes words dear, the second makes dialogues short.
     """
-    turns = int(turn.max()) + 1 if turn.numel() else 0
     table = torch.tensor(
         [1.0, gamma_token, gamma_token * gamma_turn], dtype=torch.float64, device=turn.device
     )
-    return table[(turn >= 0).long() + last_token(turn, max(turns, 1))]
+    return table[(turn >= 0).long() + last_token(turn, turns_of(turn))]
 
 
 def gae(
@@ -356,11 +359,11 @@ def whiten(
     Entries that are all equal become exactly 0.
     """
     inside, count = torch.where(mask, x, torch.zeros_like(x)), mask.sum()
-    mean = inside.sum() / count.clamp(min=1)
+    mean = inside.sum() / count
     deviation = torch.where(mask, x - mean, torch.zeros_like(x))
-    std = (deviation.square().sum() / (count - 1).clamp(min=1)).sqrt()
+    std = (deviation.square().sum() / (count - 1)).sqrt()
     varies = x.masked_fill(~mask, -torch.inf).amax() > x.masked_fill(~mask, torch.inf).amin()
-    return torch.where(varies, deviation / (std + eps), torch.zeros_like(x))
+    return torch.where(varies, deviation / (std + eps), torch.zeros_like(x))  # of fewer than two, nothing varies
 
 
 def explained_variance(

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from algos.base import Minibatch, Scores, filled
-from algos.maths.advantages import spread_episodes, spread_turns, sum_turns
+from algos.maths.advantages import spread_episodes, spread_turns, sum_turns, turns_of
 from algos.maths.kl import log_ratio
 
 Level = Literal["token", "turn", "sequence"]
@@ -47,7 +47,7 @@ def importance_ratio(
     if level == "sequence":
         total = torch.where(action, log_rho, torch.zeros_like(log_rho)).sum(1)
         return spread_episodes(total / action.sum(1).clamp(min=1), action).exp()
-    turns = max(int(turn.max()) + 1 if turn.numel() else 0, 1)
+    turns = turns_of(turn)
     length = sum_turns(torch.ones_like(log_rho), turn, turns).clamp(min=1)
     return spread_turns(sum_turns(log_rho, turn, turns) / length, turn).exp()
 

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from algos.base import Algorithm, Batch, Reduce, filled
+from algos.maths.advantages import turns_of
 
 
 def loss_weights(
@@ -102,7 +103,6 @@ def _tokens_of_group(group: Int[Tensor, " B"], length: Int[Tensor, " B"]) -> Int
 
 def _tokens_of_turn(turn: Int[Tensor, "B T"], counted: Bool[Tensor, "B T"]) -> Int[Tensor, "B T"]:
     """[B,T] number of turns with kept tokens, times the kept tokens of the token's turn."""
-    turns = int(turn.max()) + 1 if turn.numel() else 0
     column = turn.clamp(min=0)
-    tokens = turn.new_zeros(turn.shape[0], max(turns, 1)).scatter_add(1, column, counted.long())  # [B,K]
+    tokens = turn.new_zeros(turn.shape[0], turns_of(turn)).scatter_add(1, column, counted.long())  # [B,K]
     return (tokens > 0).sum() * tokens.gather(1, column)

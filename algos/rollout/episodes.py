@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from algos.base import Batch
+from convgym.errors import ConfigError
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +45,9 @@ class TokenEpisode:
         cut_turns: Turns that the token cap or the context stopped.
         reward_terms: Named reward parts, summed over the episode.
         messages: The whole transcript, for viewers; never fed to the model.
+
+    Raises:
+        ConfigError: at construction, if the columns contradict each other.
     """
 
     ids: NDArray[np.int64]
@@ -69,11 +73,27 @@ class TokenEpisode:
     messages: tuple[Mapping[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
-        assert self.ids.ndim == 1, self.ids.shape
-        assert self.ids.shape == self.logp.shape == self.action.shape == self.turn.shape
-        assert self.rewards.shape == self.state_keys.shape, (self.rewards.shape, self.state_keys.shape)
-        assert np.array_equal(self.turn >= 0, self.action), "a turn index exactly where a token was sampled"
-        assert not self.action[:1].any(), "the first token has nothing before it, so it cannot be sampled"
+        shapes = {name: getattr(self, name).shape for name in ("ids", "logp", "action", "turn")}
+        if len(set(shapes.values())) > 1 or self.ids.ndim != 1:
+            raise ConfigError(f"TokenEpisode: expected ids, logp, action and turn of one length [T], got {shapes}.")
+        if self.rewards.ndim != 1 or self.rewards.shape != self.state_keys.shape:
+            found = f"{self.rewards.shape} and {self.state_keys.shape}"
+            raise ConfigError(f"TokenEpisode: expected rewards and state_keys of one length [K], got {found}.")
+        if self.action.dtype != np.bool_:
+            raise ConfigError(
+                f"TokenEpisode.action is {self.action.dtype}, expected bool: a mask says which, not how much; "
+                "write `mask > 0`."
+            )
+        if not np.array_equal(self.turn >= 0, self.action):
+            raise ConfigError("TokenEpisode.turn: expected a turn exactly where action is true, and -1 elsewhere.")
+        if self.turn.max(initial=-1) >= len(self.rewards):
+            found = f"turn {self.turn.max()} and {len(self.rewards)} rewards"
+            raise ConfigError(f"TokenEpisode.turn: expected one reward for each turn, got {found}.")
+        if self.action[:1].any():
+            raise ConfigError(
+                "TokenEpisode.action: the first token has nothing before it, so the policy cannot have sampled it; "
+                "begin with the prompt, or at least with one observed token."
+            )
 
     @property
     def episode_return(self) -> float:

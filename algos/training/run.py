@@ -147,7 +147,6 @@ class Run:
             groups = sorted({episode.group for episode in episodes})
             requests = [r for g in groups for r in group_requests(self.config.seed, g, 1, 1)]
             greedy = {e.group: e.episode_return for e in self._converse(requests, greedy=True)}
-            episodes = [episode for episode in episodes if episode.group in greedy]
         return self.learner.update(episodes, greedy)
 
     def log(

@@ -427,8 +427,9 @@ def test_credit_by_state_shrinks_the_gradient_of_each_state_by_a_known_factor(si
 
     The opening is met by all G: (G - 1) / G. A second turn is met with chance q: (G q - 1 + (1 - q)^G) / (G q).
     """
-    fields: dict[str, Any] = {"scale": "none", "gamma_step": 1.0, "reduce": "seq_sum"}
-    by_state = exact.expected_ascent(Named(**fields), size) - exact.expected_ascent(Named(omega=0.0, **fields), size)
+    fields: dict[str, Any] = {"scale": "none", "reduce": "seq_sum"}
+    with_states, without = Named(gamma_step=1.0, **fields), Named(omega=0.0, **fields)
+    by_state = exact.expected_ascent(with_states, size) - exact.expected_ascent(without, size)
     q = exact.policy().detach()[0].softmax(0)
     second = (size * q - 1 + (1 - q) ** size) / (size * q)  # after each first token
     left = torch.cat([torch.full_like(q[:1], (size - 1) / size), second])

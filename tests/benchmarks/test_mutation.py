@@ -84,10 +84,22 @@ def test_keys_do_not_depend_on_the_line(tmp_path: Path, mutants: list[Mutant]) -
 def test_the_page_tells_holes_from_mutants_that_compute_the_same(mutants: list[Mutant]) -> None:
     dead, same, hole = mutants[:3]
     trials = [Trial(dead, "killed", 1.0), Trial(same, "survived", 9.0), Trial(hole, "survived", 9.0)]
-    text = page(trials, {same.key: "because of a reason"}, "the command")
-    assert "| `module.py` | 3 | 1 | 1 | 1 |" in text and "because of a reason" in text and "the command" in text
+    text = page(trials, {same.key: "because of a reason"}, "the command", "The machine.")
+    assert "**1 of 3 are killed (33.3%); of those that compute something else, 1 of 2.**" in text
+    assert "| `module.py` | 3 | 1 | 1 | 1 |" in text
+    assert all(said in text for said in ("The machine.", "because of a reason", "the command"))
     assert text.index("because of a reason") < text.index("## Holes")
-    assert "## Holes" not in page(trials[:2], {same.key: "because of a reason"}, "the command")
+    assert "## Holes" not in page(trials[:2], {same.key: "because of a reason"}, "the command", "")
+
+
+def test_the_published_run_is_of_this_code_and_killed_nearly_all() -> None:
+    outcomes = json.loads(mutation.RECORD.read_text("utf-8"))["outcomes"]
+    now = [m.key for path in (mutation.ROOT / mutation.MATHS).glob("*.py") for m in mutants_of(path)]
+    known = [outcomes[key] for key in now if key in outcomes]
+    assert len(known) >= 0.95 * len(now), "much has changed: run `python -m benchmarks.mutation --again --write`"
+    assert sum(outcome != "survived" for outcome in known) >= 0.95 * len(known)
+    explained = json.loads(mutation.SURVIVORS.read_text("utf-8"))
+    assert not [key for key in now if outcomes.get(key) == "survived" and key not in explained]
 
 
 def test_explanations_are_of_mutants_that_exist() -> None:

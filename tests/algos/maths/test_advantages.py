@@ -101,6 +101,28 @@ def test_a_turn_may_be_interrupted_by_tokens_that_nobody_sampled() -> None:
     assert adv.on_last_token(torch.tensor([[5.0, 7.0]]), turn).tolist() == [[0, 0, 5, 0, 7]]
 
 
+def test_nothing_in_nothing_out() -> None:
+    nothing, group, valid = torch.zeros(0).double(), torch.zeros(0).long(), ones(0)
+    for name in ("group_mean", "group_median", "group_std", "leave_one_out_mean", "group_varies"):
+        assert getattr(adv, name)(nothing, group, valid).shape == (0,)
+    report = {"groups": 0, "singleton_groups": 0, "set_aside": 0, "informative_groups": 0}
+    assert adv.group_report(nothing, group, valid) == report
+
+
+def test_rows_that_say_nothing() -> None:
+    silent = torch.full((2, 3), -1)
+    assert adv.turns_of(silent) == 1 and adv.turns_of(torch.tensor([[-1, 0, 2]])) == 3
+    assert adv.turns_of(torch.zeros(0, 4).long()) == 1
+    assert token_discount(silent, 0.5, 0.5).tolist() == [[1, 1, 1]] * 2
+    assert not adv.last_token(silent, 1).any() and not adv.first_token(silent, 1).any()
+
+
+def test_whitening_fewer_than_two_gives_nothing() -> None:
+    x = torch.tensor([3.0, 5.0])
+    assert adv.whiten(x, torch.tensor([False, False])).tolist() == [0, 0]
+    assert adv.whiten(x, torch.tensor([False, True])).tolist() == [0, 0]
+
+
 def test_first_and_last_tokens_at_the_edges_of_a_row() -> None:
     turn = torch.tensor([[0, -1, 1], [-1, -1, 0]])
     assert adv.first_token(turn, 2).tolist() == [[True, False, True], [False, False, True]]

@@ -122,9 +122,7 @@ def test_tokens_that_do_not_train_are_as_if_nobody_had_said_them(
 ) -> None:
     keep = torch.tensor(flags[: batch.size])
     at = batch.behaviour_logp > -1.5
-    silent = dataclasses.replace(
-        batch, action=batch.action & at, turn=torch.where(batch.action & at, batch.turn, -1)
-    )
+    silent = batch.with_columns(action=batch.action & at, turn=torch.where(batch.action & at, batch.turn, -1))
     assert torch.equal(token_weights(batch, keep, reduce, at=at), token_weights(silent, keep, reduce))
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from algos.rollout.episodes import TokenEpisode, buckets, collate
+from convgym.errors import ConfigError
 
 
 def episode(
@@ -110,12 +111,16 @@ def test_buckets_need_a_budget() -> None:
 def test_an_episode_adds_up_and_refuses_what_contradicts_itself() -> None:
     good = episode([(3, 2), (1, 4)])
     assert good.episode_return == pytest.approx(float(good.rewards[0]) + float(good.rewards[1]))
-    wrong = {
-        "a column too short": {"logp": good.logp[:-1]},
-        "a turn where nothing was sampled": {"turn": np.zeros_like(good.turn)},
-        "rewards for other turns": {"rewards": good.rewards[:1]},
-        "a sampled first token": {"action": np.ones_like(good.action), "turn": np.zeros_like(good.turn)},
-    }
-    for changes in wrong.values():
-        with pytest.raises(AssertionError):
-            dataclasses.replace(good, **changes)  # type: ignore[arg-type]
+    signed = np.where(good.action, 1, -1)
+    wrong: list[tuple[str, dict[str, Any]]] = [
+        ("one length", {"logp": good.logp[:-1]}),
+        ("turn exactly where action is true", {"turn": np.zeros_like(good.turn)}),
+        ("rewards and state_keys of one length", {"rewards": good.rewards[:1]}),
+        ("one reward for each turn", {"rewards": good.rewards[:1], "state_keys": good.state_keys[:1]}),
+        ("first token", {"action": np.ones_like(good.action), "turn": np.zeros_like(good.turn)}),
+        ("action is int64, expected bool.*mask > 0", {"action": signed}),
+        ("action is float64, expected bool", {"action": good.action.astype(float)}),
+    ]
+    for message, changes in wrong:
+        with pytest.raises(ConfigError, match=message):
+            dataclasses.replace(good, **changes)
