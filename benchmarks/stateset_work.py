@@ -13,9 +13,7 @@ import json
 import resource
 import time
 from dataclasses import dataclass
-from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
 import tyro
@@ -28,7 +26,7 @@ from algos.policies.embedded import Shape, new_model, train_tokenizer
 from algos.policies.load import Policy, make_policy
 from algos.rollout.collect import Collector, group_requests
 from algos.rollout.episodes import TokenEpisode
-from convgym.spaces import Utterance
+from benchmarks.throughput.work import ScriptedUser
 from convgym.vector import ConversationVectorEnv
 
 SHAPE = Shape(layers=4, hidden=256, heads=4, kv_heads=4, mlp=688, vocab=512, context=2048)
@@ -52,28 +50,6 @@ SENTENCES = (
     "it never arrived",
     "the payment failed twice",
 )
-
-
-class ScriptedUser(gym.Env[str, str]):
-    """Says fixed sentences, whatever it hears; pays for the letter e, so that returns differ."""
-
-    def __init__(self, turns: int) -> None:
-        self.observation_space = self.action_space = Utterance()
-        self.turns, self.turn = turns, 0
-
-    def _news(self) -> dict[str, Any]:
-        return {"messages": [{"role": "user", "content": USER[self.turn % len(USER)]}]}
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
-        """Starts with the first sentence."""
-        super().reset(seed=seed)
-        self.turn = 0
-        return USER[0], self._news()
-
-    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """Goes on to the next sentence."""
-        self.turn += 1
-        return "", action.count("e") / 10, self.turn >= self.turns, False, self._news()
 
 
 @dataclass(frozen=True)
@@ -101,7 +77,7 @@ def make_benchmark_policy() -> Policy:
 def measure(options: Options) -> dict[str, float]:
     """Medians over repetitions: CPU seconds of a rollout and of an update, and what they did."""
     policy = make_benchmark_policy()
-    envs = ConversationVectorEnv([lambda: ScriptedUser(options.turns)] * options.episodes)
+    envs = ConversationVectorEnv([lambda: ScriptedUser([USER[: options.turns]])] * options.episodes)
     collector = Collector(envs, policy, max_turn_tokens=options.tokens)
     learner = Learner(policy, algos.make("grpo"), LearnerConfig(learning_rate=5e-6, device="cpu"))
     rollout, update, episodes = [], [], list[TokenEpisode]()

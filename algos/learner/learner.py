@@ -62,6 +62,8 @@ class LearnerConfig:
         critic_warmup: Updates at the start in which only the critic learns (arXiv 2503.01491); the policy stays.
         mismatch_limit: Once sampler and learner disagree by more than this (mean absolute difference of the
             log-probabilities, nats a token), each token's loss is weighted by their truncated ratio.
+        engine: What samples. The log-probabilities of any but the built-in engine are never taken for the learner's
+            own, and the ratio weights every token from the first update on, whatever ``mismatch_limit``.
         importance_cap: Upper bound of that ratio (arXiv 2506.13585 and Yao et al. 2025, "Your efficient RL framework
             secretly brings you off-policy training").
         critic: Where the critic reads its hidden states; see ``algos.policies.critic.new_critic``.
@@ -83,6 +85,7 @@ class LearnerConfig:
     gradient_checkpointing: bool = False
     critic_warmup: int = 0
     mismatch_limit: float = 0.02
+    engine: Literal["builtin", "vllm"] = "builtin"
     importance_cap: float = 2.0
     critic: Trunk = "shared"
     device: Literal["auto", "cpu"] = "auto"
@@ -240,7 +243,7 @@ class Learner:
         unsure = "entropy" in self.algorithm.needs
         # The sampler's float32 log-probabilities are the learner's own, if this very policy sampled and they agree.
         same = self.config.precision == "fp32" and bool((batch.version == self.step).all())
-        trusted = same and self.mismatch <= self.config.mismatch_limit
+        trusted = same and not self._corrects()
         if several_steps and trusted:
             found["old_logp"] = batch.behaviour_logp
         if self.critic is not None or unsure or (several_steps and not trusted):
@@ -305,7 +308,7 @@ class Learner:
                     micro = micro.with_columns(old_logp=scores.logp.detach())
                 per_token, metrics = self.algorithm.loss(scores, micro)
                 w = weights[rows, : micro.action.shape[1]].to(device)
-                if self.mismatch > self.config.mismatch_limit and not self.algorithm.demonstrations:
+                if self._corrects() and not self.algorithm.demonstrations:
                     sampled_as = truncated_importance(
                         filled(micro.old_logp, "old_logp"), micro.behaviour_logp, self.config.importance_cap
                     )
@@ -376,6 +379,10 @@ class Learner:
         for group in self.adam.param_groups:
             group["lr"] = factor * peaks[group["module"]]
         return factor * peaks["model"]
+
+    def _corrects(self) -> bool:
+        """Whether another than this learner's policy sampled, as far as one can know before the update."""
+        return self.config.engine != "builtin" or self.mismatch > self.config.mismatch_limit
 
     def _warms_up(self) -> bool:
         return self.critic is not None and self.step < self.config.critic_warmup

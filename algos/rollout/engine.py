@@ -81,6 +81,9 @@ class SamplingEngine(Protocol):
     def refresh(self) -> None:
         """Takes over the policy's present weights; no conversation may be live."""
 
+    def close(self) -> None:
+        """Gives back what the engine holds outside of Python's memory; it is not used afterwards."""
+
 
 class Engine:
     """Samples from a causal language model on this machine.
@@ -112,22 +115,8 @@ class Engine:
         max_turn_tokens: int = 64,
         lean: bool | None = None,
     ) -> None:
-        numbers = {"lanes": lanes, "max_turn_tokens": max_turn_tokens, "capacity": capacity}
-        for name, value in numbers.items():
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} = {value}: expected at least 1")
-        if not 0 < temperature < float("inf"):
-            raise ConfigError(
-                f"temperature = {temperature}: expected a positive number; to take the likeliest token each "
-                "time, start lanes with sample_seed=None"
-            )
-        context = getattr(model.config, "max_position_embeddings", None)
-        if capacity is None and context is None:
-            raise ConfigError(
-                f"{type(model).__name__} names no context length; give a capacity (max_context)"
-            )
         self.lanes = lanes
-        self.capacity = int(capacity or context or 0)
+        self.capacity = checked_capacity(model, lanes, capacity, temperature, max_turn_tokens)
         self.temperature, self.max_turn_tokens = temperature, max_turn_tokens
         self._forward = make_forward(model, lanes, self.capacity, lean)
         self._eos = np.array(sorted(eos_ids), dtype=np.int64)
@@ -165,7 +154,7 @@ class Engine:
         if self.live == self.lanes:
             raise CapacityError(f"all {self.lanes} lanes are busy; release one first")
         slot = self.live
-        self._check_room(0, ids)
+        check_room(0, ids, self.capacity)
         self._slot[lane], self._lane[slot] = slot, lane
         self._cached[slot] = self._known[slot] = 0
         self._opening[slot] = True
@@ -181,7 +170,7 @@ class Engine:
         """
         slot = self._slot[lane]
         assert not self._speaking[slot], f"lane {lane} is still speaking"
-        self._check_room(int(self._known[slot]), ids)
+        check_room(int(self._known[slot]), ids, self.capacity)
         self._force(slot, ids)
 
     def release(self, lane: int) -> None:
@@ -209,6 +198,9 @@ class Engine:
                 f"{self.live} conversations are live; release them before refreshing the weights"
             )
         self._forward.refresh()
+
+    def close(self) -> None:
+        """Does nothing: all it holds is memory of its own."""
 
     def advance(self) -> list[Turn]:
         """Samples until at least one lane finishes its turn.
@@ -315,15 +307,6 @@ class Engine:
         self._speaking[slot] = True
         self._said[slot] = 0
 
-    def _check_room(self, known: int, ids: Sequence[int]) -> None:
-        if not len(ids):
-            raise CapacityError("a turn needs at least one token before it; the agent's header is one")
-        if known + len(ids) >= self.capacity:
-            raise CapacityError(
-                f"{len(ids)} tokens on top of {known} leave no room for a turn in a context of "
-                f"{self.capacity}; use shorter instructions, fewer turns, or a model with a longer context"
-            )
-
     def _share_prefixes(self, waiting: NDArray[np.int64]) -> None:
         """Gives openings that are not fed yet the keys and values of the longest prefix that is held."""
         for slot in waiting[self._opening[waiting]]:
@@ -366,6 +349,44 @@ class Engine:
 
     def _tensor(self, array: NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._forward.device)
+
+
+def checked_capacity(
+    model: PreTrainedModel, lanes: int, capacity: int | None, temperature: float, max_turn_tokens: int
+) -> int:
+    """Most tokens in a conversation, after a look at all the numbers of an engine.
+
+    Raises:
+        ConfigError: for an illegal one.
+    """
+    numbers = {"lanes": lanes, "max_turn_tokens": max_turn_tokens, "capacity": capacity}
+    for name, value in numbers.items():
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} = {value}: expected at least 1")
+    if not 0 < temperature < float("inf"):
+        raise ConfigError(
+            f"temperature = {temperature}: expected a positive number; to take the likeliest token each "
+            "time, start lanes with sample_seed=None"
+        )
+    context = getattr(model.config, "max_position_embeddings", None)
+    if capacity is None and context is None:
+        raise ConfigError(f"{type(model).__name__} names no context length; give a capacity (max_context)")
+    return int(capacity or context or 0)
+
+
+def check_room(known: int, ids: Sequence[int], capacity: int) -> None:
+    """Looks whether ``ids`` and one sampled token fit on top of ``known`` tokens.
+
+    Raises:
+        CapacityError: if not, or if there are no ids.
+    """
+    if not len(ids):
+        raise CapacityError("a turn needs at least one token before it; the agent's header is one")
+    if known + len(ids) >= capacity:
+        raise CapacityError(
+            f"{len(ids)} tokens on top of {known} leave no room for a turn in a context of "
+            f"{capacity}; use shorter instructions, fewer turns, or a model with a longer context"
+        )
 
 
 def longest_prefix(histories: Ids, lengths: Ids, ids: Ids) -> tuple[int, int]:

@@ -132,6 +132,8 @@ class RunConfig:
     """Conversations that share a scenario and a user."""
     lanes: int = 64
     """Conversations held at once."""
+    engine: Literal["builtin", "vllm"] = "builtin"
+    """What samples: the built-in engine, or vLLM in this process, if it is installed (docs/guides/vllm.md)."""
     temperature: float = 1.0
     """Of sampling; the learner divides its logits by it too."""
     max_turn_tokens: int = 64
@@ -344,6 +346,7 @@ _RULES: dict[str, tuple[Any, str]] = {
     ),
     "warmup": (lambda v: 0 <= v < 1, "a share in [0, 1)"),
     "max_failures": (lambda v: 0 <= v <= 1, "a share in [0, 1]"),
+    "engine": _one_of("builtin", "vllm"),
     "schedule": _one_of("constant", "linear", "cosine"),
     "critic": _one_of("shared", "detached", "own"),
     "eval_split": _one_of(*SPLITS),

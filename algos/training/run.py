@@ -24,8 +24,9 @@ import algos
 from algos.learner import checkpoint
 from algos.learner.learner import Learner, LearnerConfig
 from algos.policies.embedded import save_policy
-from algos.policies.load import load_policy
+from algos.policies.load import Policy, load_policy
 from algos.rollout.collect import Collector, EpisodeRequest, Failure, group_requests
+from algos.rollout.engine import Engine, SamplingEngine
 from algos.rollout.episodes import TokenEpisode
 from algos.training.config import RunConfig
 from algos.training.envs import make_envs
@@ -88,19 +89,13 @@ class Run:
         self.policy = load_policy(config.model, init=config.init)
         self.envs = make_envs(config.env, config.lanes, config.env_kwargs)
         self.learner = Learner(self.policy, algorithm, _learner_config(config))
-        self.collector = Collector(
-            self.envs,
-            self.policy,
-            temperature=config.temperature,
-            max_turn_tokens=config.max_turn_tokens,
-            max_context=config.max_context,
-        )
         self.processes = self.learner.accelerator
         self.counts = Counts()
         found = checkpoint.newest(self.folder / "checkpoints") if resume else None
         if found is not None:
             self.learner.restore(found)
             self.counts = Counts(**found.state["counts"])
+        self.collector = Collector(self.envs, self.policy, engine=_make_engine(config, self.policy))
         if self.processes.is_main_process:
             _open_folder(config, self.folder)
         self.processes.wait_for_everyone()
@@ -237,6 +232,7 @@ class Run:
             raise
         finally:
             self.envs.close()
+            self.collector.engine.close()
 
     # -- inside
     # ----------------------------------------------------------------------------------------------------
@@ -332,6 +328,27 @@ def sample(episode: TokenEpisode) -> dict[str, Any]:
         "env_seed": episode.env_seed,
         "messages": [dict(message) for message in episode.messages],
     }
+
+
+def _make_engine(config: RunConfig, policy: Policy) -> SamplingEngine:
+    """What samples, as the configuration names it.
+
+    Raises:
+        ConfigError: If it is vLLM, and that is absent or of another version.
+    """
+    settings: dict[str, Any] = {
+        "eos_ids": policy.eos_ids,
+        "lanes": config.lanes,
+        "capacity": config.max_context,
+        "temperature": config.temperature,
+        "max_turn_tokens": config.max_turn_tokens,
+    }
+    if config.engine == "builtin":
+        return Engine(policy.model, **settings)
+    from algos.rollout.vllm import VllmEngine
+
+    dtypes: dict[str, Any] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+    return VllmEngine(policy.model, dtype=dtypes[config.precision], **settings)
 
 
 def _learner_config(config: RunConfig) -> LearnerConfig:

@@ -6,18 +6,14 @@ how fast a text environment can be had, not what it teaches. Install them with `
 
 from __future__ import annotations
 
-import contextlib
-import io
 import random
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
-from convgym.seeding import derive_seed
+from benchmarks.peers.serve import Link, Play, timed
 
-__all__ = ["measure_games"]
+__all__ = ["GAMES", "Game"]
 
 
 @dataclass(frozen=True)
@@ -50,74 +46,73 @@ GAMES = (  # those that need no word lists from the network
     Game("textarena", "GuessTheNumber-v0-raw", lambda rng: f"[{_number(rng)}]"),
     Game("textarena", "Mastermind-v0-raw", lambda rng: f"[{_code(rng)}]"),
 )
+_DISTRIBUTIONS = {"gem": "gem-llm", "textarena": "textarena"}
 
 
-def measure_games(steps: int = 2_000, rounds: int = 3) -> tuple[list[dict[str, Any]], list[str]]:
-    """Measures the games whose projects are installed.
-
-    Args:
-        steps: Moves a round, resets included.
-        rounds: The best of so many.
-
-    Returns:
-        Rows ``{"project", "env", "steps_per_second", "steps_per_episode"}``, and the projects that are not here.
-    """
-    absent = sorted({game.project for game in GAMES if find_spec(game.project) is None})
-    rows = []
-    for game in GAMES:
-        if game.project in absent:
-            continue
-        with contextlib.redirect_stdout(io.StringIO()):  # TextArena greets
-            best, resets = min(_PLAYERS[game.project](game, steps, each) for each in range(rounds))
-        rows.append(
-            {
-                "project": game.project,
-                "env": game.id,
-                "steps_per_second": steps / best,
-                "steps_per_episode": steps / resets,
-            }
-        )
-    return rows, absent
+def main() -> None:
+    """Plays the games of one project; asks name the ``game`` and the number of ``steps``."""
+    link = Link()
+    project = link.job["project"]
+    play = {"gem": _gem, "textarena": _textarena}[project]()
+    link.ready(_DISTRIBUTIONS[project])
+    for ask in link.asks():
+        link.answer(play(ask))
 
 
-def _moves(game: Game, count: int, round_: int) -> Iterator[str]:
-    """Draws the moves beforehand: they are not what is measured."""
-    rng = random.Random(derive_seed(0, "games", game.project, game.id, round_))
-    return iter([game.move(rng) for _ in range(count)])
-
-
-def _play_gem(game: Game, steps: int, round_: int) -> tuple[float, int]:
+def _gem() -> Play:
     import gem
 
-    env, resets = gem.make(game.id), 1
-    moves = _moves(game, steps, round_)
-    start = time.process_time()
-    env.reset(seed=resets)
-    for move in moves:
-        _, _, terminated, truncated, _ = env.step(move)
-        if terminated or truncated:
-            resets += 1
+    def play(ask: Mapping[str, Any]) -> dict[str, float]:
+        env, moves = gem.make(ask["game"]), _moves(ask)
+
+        def work() -> int:
+            resets = 1
             env.reset(seed=resets)
-    return time.process_time() - start, resets
+            for move in moves:
+                _, _, terminated, truncated, _ = env.step(move)
+                if terminated or truncated:
+                    resets += 1
+                    env.reset(seed=resets)
+            return resets
+
+        return _answer(work, ask)
+
+    return play
 
 
-def _play_textarena(game: Game, steps: int, round_: int) -> tuple[float, int]:
+def _textarena() -> Play:
     import textarena
 
-    env, resets = textarena.make(game.id), 1
-    moves = _moves(game, steps, round_)
-    start = time.process_time()
-    env.reset(num_players=1, seed=resets)
-    for move in moves:
-        env.get_observation()
-        done, _ = env.step(move)
-        if done:
-            resets += 1
+    def play(ask: Mapping[str, Any]) -> dict[str, float]:
+        env, moves = textarena.make(ask["game"]), _moves(ask)
+
+        def work() -> int:
+            resets = 1
             env.reset(num_players=1, seed=resets)
-    return time.process_time() - start, resets
+            for move in moves:
+                env.get_observation()
+                done, _ = env.step(move)
+                if done:
+                    resets += 1
+                    env.reset(num_players=1, seed=resets)
+            return resets
+
+        return _answer(work, ask)
+
+    return play
 
 
-_PLAYERS: dict[str, Callable[[Game, int, int], tuple[float, int]]] = {
-    "gem": _play_gem,
-    "textarena": _play_textarena,
-}
+def _moves(ask: Mapping[str, Any]) -> list[str]:
+    """Draws the moves beforehand: they are not what is measured."""
+    game = next(game for game in GAMES if game.id == ask["game"])
+    rng = random.Random(f"{game.project} {game.id}")
+    return [game.move(rng) for _ in range(ask["steps"])]
+
+
+def _answer(work: Callable[[], int], ask: Mapping[str, Any]) -> dict[str, float]:
+    resets, took = timed(work)
+    return {**took, "steps": ask["steps"], "resets": resets}
+
+
+if __name__ == "__main__":
+    main()
