@@ -117,7 +117,7 @@ def value_loss(
 
 
 def critic_term(
-    scores: Scores, batch: Minibatch, clip: float | None = 0.2
+    scores: Scores, batch: Minibatch, clip: float | None
 ) -> tuple[Float[Tensor, "b T"], Float[Tensor, "b T"]]:
     """The critic's loss where it trains, 0 elsewhere, and where the bound holds it back; [b,T] each."""
     loss, held = value_loss(

@@ -93,7 +93,8 @@ class Runner:
 
     def models(self, *names: str) -> dict[str, tuple[Model, int]]:
         """Those of these models that were asked for, with their vocabularies."""
-        wanted: tuple[str, ...] = self.options.models or tuple(n for n in names if not (self.options.quick and n in ("mini", "smollm2")))
+        large = ("mini", "smollm2") if self.options.quick else ()
+        wanted: tuple[str, ...] = self.options.models or tuple(name for name in names if name not in large)
         found: dict[str, tuple[Model, int]] = {}
         for name in names:
             if name in wanted:
