@@ -82,7 +82,7 @@ def token_weights(
     elif reduce == "seq":
         count = (sequences * length)[:, None]
     elif reduce == "const":
-        budget = length.amax() if longest is None and batch.size else longest or 1
+        budget = length.amax() if longest is None else longest
         count = (sequences * budget).expand(batch.size)[:, None]
     elif reduce == "seq_sum":
         count = sequences.expand(batch.size)[:, None]
@@ -90,7 +90,7 @@ def token_weights(
         count = _tokens_of_group(batch.group, length)[:, None]
     else:
         count = _tokens_of_turn(batch.turn, counted)
-    weight = 1 / count.clamp(min=1).to(batch.behaviour_logp.dtype)
+    weight = 1 / count.to(batch.behaviour_logp.dtype)  # a count of 0 belongs to nobody who is counted
     return torch.where(counted, weight, torch.zeros_like(weight))
 
 

@@ -106,6 +106,7 @@ def test_the_surest_tokens_are_left_out(batch: Batch, flags: list[bool], share: 
     for kept, rows in ((keep, keep), (None, torch.ones_like(keep))):
         counted = batch.action & rows[:, None]
         found = surest_last(entropy.masked_fill(~counted, math.nan), batch.action, kept, share)
+        assert torch.equal(found, surest_last(entropy.masked_fill(~counted, 1e9), batch.action, kept, share))
         inside = sorted(entropy[counted].tolist())
         if not inside:
             assert not found.any()
@@ -131,6 +132,7 @@ def test_an_algorithm_says_which_tokens_and_which_budget() -> None:
     batch = dataclasses.replace(batch, old_entropy=batch.behaviour_logp.abs())
     budget = loss_weights(batch, None, algos.make("dr_grpo", budget=50))
     assert torch.equal(budget, token_weights(batch, None, "const", longest=50))
+    assert budget[batch.action].tolist() == [pytest.approx(1 / (2 * 50))] * 6  # 1 / (S L_max)
     half = loss_weights(batch, None, algos.make("grpo", top_entropy=0.5))
     assert batch.old_entropy is not None
     at = surest_last(batch.old_entropy, batch.action, None, 0.5)
