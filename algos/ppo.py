@@ -69,7 +69,8 @@ class PPO(Algorithm):
         check(self, "high", self.high is None or self.high > 0, "above 0, or None")
         check(self, "value_clip", self.value_clip is None or self.value_clip > 0, "above 0, or None")
         check(self, "value_coef", self.value_coef > 0, "above 0: PPO learns its critic")
-        check(self, "ratio", self.ratio in self.levels, f"one of {self.levels}, no coarser than the credit")
+        levels = " or ".join(map(repr, self.levels))
+        check(self, "ratio", self.ratio in self.levels, f"{levels}, no coarser than the credit")
 
     @property
     def needs(self) -> frozenset[Need]:

@@ -46,6 +46,10 @@ class Options:
     """Only these environments of the suite (default: all)."""
     algos: tuple[str, ...] = ()
     """Only these entries of the suite (default: all)."""
+    add: tuple[str, ...] = ()
+    """Registered algorithms to run beside the suite's entries, at their defaults: yours, from an installed package."""
+    learning_rate: float = 2.5e-4
+    """Learning rate of the added ones."""
     report_only: bool = False
     """Run nothing: rebuild every report from the raw logs in --out."""
 
@@ -66,7 +70,8 @@ def compare(options: Options, console: Console, *, command: str) -> int:
     """Runs what is not done, then writes the reports and prints the ranking."""
     if options.jobs < 1:
         raise ConfigError(f"--jobs: expected at least 1, got {options.jobs}.")
-    suite = suites.get(options.suite).select(seeds=options.seeds, envs=options.envs, algos=options.algos)
+    suite = suites.get(options.suite).with_entries(options.add, options.learning_rate)
+    suite = suite.select(seeds=options.seeds, envs=options.envs, algos=options.algos)
     out = options.out or Path("runs") / suite.name
     if not options.report_only:
         jobs = [_job(out, run) for run in suite.runs()]

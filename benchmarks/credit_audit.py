@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -42,6 +43,7 @@ from algos.policies.load import load_policy
 from algos.ppo import PPO
 from algos.rollout.episodes import collate
 from benchmarks import pages, provenance
+from benchmarks.command import guarded
 from benchmarks.pages import table
 from benchmarks.stats import Interval
 from benchmarks.suites import CUSTOMER_SERVICE, SLOT_FILLING
@@ -492,4 +494,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

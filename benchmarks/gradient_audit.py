@@ -50,6 +50,7 @@ from algos.base import Algorithm, Minibatch, Scores
 from algos.maths.reductions import loss_weights
 from benchmarks import micro_dialogues, provenance, stats
 from benchmarks.bias import measure
+from benchmarks.command import guarded
 from benchmarks.gradient_page import show, write
 from benchmarks.micro_dialogues import KINDS, SETTINGS, Dialogue, Floats, Policy, PolicyKind, Sampled, Setting
 from benchmarks.pool import THREADS
@@ -323,4 +324,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

@@ -436,6 +436,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.limit is not None and arguments.limit < len(mutants):
         chosen = sorted(random.Random(arguments.seed).sample(range(len(mutants)), arguments.limit))
         mutants = [mutants[i] for i in chosen]
+    if arguments.write and (arguments.files or arguments.match or arguments.limit is not None):
+        parser.error("--write: expected a run over all mutants; leave out --files, --match and --limit")
     if arguments.again and not RECORD.exists():
         parser.error(f"--again goes on from {RECORD.relative_to(ROOT)}, which is not there; run without it first")
     before: dict[str, Outcome] = json.loads(RECORD.read_text("utf-8"))["outcomes"] if arguments.again else {}

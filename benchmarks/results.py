@@ -193,7 +193,7 @@ def load(out: Path) -> Results:
     if not saved:
         raise FileNotFoundError(
             f"{out} holds no comparison (suite.json is missing). "
-            f"Make one: python -m benchmarks.compare --suite quick --out {out}"
+            f"Make one: python -m benchmarks.compare --suite NAME --out {out}"
         )
     suite = suite_from_json(saved)
     rows = [read_row(run, run_folder(out, run)) for run in suite.runs()]

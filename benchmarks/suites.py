@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import algos
 from convgym.errors import ConfigError, UnknownNameError
 
 Control = Literal["none", "shuffled_rewards"]
@@ -109,6 +110,23 @@ class Suite:
             envs=tuple(wanted_envs) or self.envs,
             entries=tuple(wanted) or self.entries,
         )
+
+    def with_entries(self, names: Iterable[str], learning_rate: float) -> Suite:
+        """The suite with registered algorithms beside its entries, at their defaults.
+
+        Raises:
+            UnknownNameError: for an algorithm that nobody has registered.
+            ConfigError: for one that is in the suite already.
+        """
+        taken = {entry.name for entry in self.entries}
+        for name in names:
+            if name not in algos.names():
+                raise UnknownNameError.of("algorithm", name, algos.names())
+            if name in taken:
+                raise ConfigError(f"--add: {name!r} is an entry of suite {self.name!r} already; leave it out.")
+            taken.add(name)
+        added = tuple(Entry(name, name, learning_rate) for name in names)
+        return replace(self, entries=(*self.entries, *added))
 
     def runs(self) -> list[Run]:
         """Every run, the costliest first, so that the pool does not end on one long run."""
@@ -260,7 +278,7 @@ SUITES: dict[str, Suite] = {
             name="zoo",
             envs=(CUSTOMER_SERVICE, TEXT_BANDIT),
             entries=(*ZOO, SHUFFLED),
-            seeds=4,
+            seeds=6,
             settings=QUICK_BUDGET,
         ),
         Suite(

@@ -4,7 +4,7 @@ Every algorithm of ``algos.names()`` updates the same policy on the same convers
 taking turns with ``grpo``. Figures are ratios of CPU time within a few seconds of each other, since times of a shared
 machine say more about the neighbours:
 
-- **as published**: the algorithm's own epochs and minibatches, over ``grpo``.
+- **defaults**: the algorithm's own epochs and minibatches, over ``grpo``.
 - **one step**: the same with ``epochs=1, minibatches=1``.
 - **equal work**: one step, over a ``grpo`` with the same needs (a critic, if it has one), on the conversations of
   groups whose returns differ, so that nothing is skipped. What is left is how well the algorithm is written.
@@ -49,6 +49,7 @@ from algos.rollout.collect import Collector, group_requests
 from algos.rollout.episodes import TokenEpisode
 from algos.training.envs import make_envs
 from benchmarks import provenance
+from benchmarks.command import guarded
 from benchmarks.pages import put, table
 from benchmarks.suites import CUSTOMER_SERVICE, EnvSpec
 from convgym.errors import ConfigError, UnknownNameError
@@ -382,8 +383,8 @@ def verdicts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         f"{percent(dear['mathematics'])}, by `{dear['algorithm']}`; the most in any single update is "
         f"{100 * max(row['mathematics_worst'] for row in rows):.1f} %.",
         f"Nobody more than {SLOWER - 1:.0%} slower than `{REFERENCE}` without more work: **{quick}**. The slowest at "
-        f"equal work is `{slow['algorithm']}` with {ratio(slow['equal'])}. Slower as published, and no reason found in "
-        f"its data: {', '.join(bare) or 'none'}.",
+        f"equal work is `{slow['algorithm']}` with {ratio(slow['equal'])}. Slower at its defaults, and no reason found "
+        f"in its data: {', '.join(bare) or 'none'}.",
     ]
 
 
@@ -414,7 +415,7 @@ def why_more(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f"{reason}: {', '.join(names)}" for reason, names in who.items()]
 
 
-HEADER = ("algorithm", "epochs x minibatches", "rows", "as published", "one step", "equal work", "mathematics")
+HEADER = ("algorithm", "epochs x minibatches", "rows", "defaults", "one step", "equal work", "mathematics")
 
 
 def render(found: Mapping[str, Any]) -> str:
@@ -431,7 +432,7 @@ def render(found: Mapping[str, Any]) -> str:
             f"{found['reference_cpu_seconds']:.2f} CPU seconds. `{found['command']}`.",
             "\n".join(f"{i}. {sentence}" for i, sentence in enumerate(verdicts(rows), 1)),
             table(HEADER, [cells(row) for row in by_cost(rows)], numbers=True),
-            f"**What those above {SLOWER:.2f} do more**, as published:",
+            f"**What those above {SLOWER:.2f} do more**, at their defaults:",
             "\n".join(f"- {line}" for line in why_more(rows)) or "- nobody is above",
             f"`remax` needs one greedy episode for each scenario, which belongs to the rollout: "
             f"{found['greedy_of_rollout']:.0%} of the CPU time of the sampled ones.",
@@ -520,4 +521,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

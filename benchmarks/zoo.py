@@ -14,6 +14,7 @@ the third that of `bc`.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -28,16 +29,16 @@ import tyro
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.markdown import Markdown
-from rich.markup import escape
 
 from algos.policies.embedded import new_model
 from algos.policies.load import load_policy, make_policy
 from benchmarks import pretrain, provenance, results, stats
+from benchmarks.command import guarded
 from benchmarks.pages import put, source, table
-from benchmarks.results import Results, Row
+from benchmarks.results import Evaluation, Results, Row
 from benchmarks.stats import Interval
 from benchmarks.suites import Entry
-from convgym.errors import ConfigError, ConvgymError
+from convgym.errors import ConfigError
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 RATES, PAGE, ALGORITHMS = DOCS / "benchmarks/rates.json", DOCS / "benchmarks/zoo.md", DOCS / "algorithms"
@@ -55,8 +56,9 @@ class Gain:
         start, final: Mean return before and after, over the runs.
         gain: 95 % t interval of the return's change over the runs, which are paired by seed.
         success: The same of the share of successes; `greedy`: of the return under greedy decoding.
-        p: Two-sided p of the gain, corrected by Holm over all entries and environments of the suite.
-        runs: Runs that came to their end.
+        checkpoints: 95 % t interval of the gain over the means of the starting checkpoints: what it says of others.
+        p_holm: Two-sided p of the gain, corrected by Holm over all entries and environments of the suite.
+        runs: Runs that came to their end, or diverged: those earn 0 after training.
     """
 
     env: str
@@ -66,22 +68,25 @@ class Gain:
     gain: Interval
     success: Interval
     greedy: Interval
-    p: float
+    checkpoints: Interval
+    p_holm: float
     runs: int
 
     @property
     def verdict(self) -> str:
-        """`yes`, if the interval lies above 0; `yes, corrected`, if it would also among so many; `no`; `worse`."""
+        """`yes`, if the interval is above 0; `yes, corrected`, if also among so many; `no`, `worse`, or `?`."""
+        if self.runs < 2:
+            return "?"
         if self.gain.high < 0:
             return "worse"
         if not self.gain.low > 0:
             return "no"
-        return "yes, corrected" if self.p < ALPHA else "yes"
+        return "yes, corrected" if self.p_holm < ALPHA else "yes"
 
 
 def gains(found: Results) -> list[Gain]:
     """Every entry in every environment, in the suite's order."""
-    cells = [(env, entry, [row for row in found.of(env.id, entry.name) if row.done])
+    cells = [(env, entry, [_ended(row) for row in found.of(env.id, entry.name) if row.done or row.diverged])
              for entry in found.suite.entries for env in found.suite.envs]  # fmt: skip
     tests = [stats.paired_t_test([_differences(rows, "final", "start", "episode_return")]) for *_, rows in cells]
     adjusted = stats.holm([test.p for test in tests])
@@ -92,13 +97,27 @@ def gains(found: Results) -> list[Gain]:
             start=float(np.mean([row.start.episode_return for row in rows])) if rows else np.nan,
             final=float(np.mean([row.final.episode_return for row in rows])) if rows else np.nan,
             gain=stats.t_interval([_differences(rows, "final", "start", "episode_return")]),
-            success=stats.t_interval([_differences(rows, "final", "start", "success")]),
+            success=stats.t_interval([_differences(rows, "final", "start", "success")], bounds=(-1.0, 1.0)),
             greedy=stats.t_interval([_differences(rows, "final_greedy", "start_greedy", "episode_return")]),
-            p=float(p),
+            checkpoints=stats.t_interval([_by_checkpoint(found, rows)]),
+            p_holm=float(p),
             runs=len(rows),
         )
         for (env, entry, rows), p in zip(cells, adjusted)
     ]
+
+
+def _ended(row: Row) -> Row:
+    """A run that diverged left no agent, and what is not there earns nothing."""
+    nothing = Evaluation(episodes=row.start.episodes, success=0.0, episode_return=0.0)
+    return dataclasses.replace(row, final=nothing, final_greedy=nothing) if row.diverged else row
+
+
+def _by_checkpoint(found: Results, rows: Sequence[Row]) -> np.ndarray:
+    """Mean gain of each starting checkpoint; seed s trains checkpoint s mod ``inits``."""
+    inits = sorted({row.seed % found.suite.inits for row in rows})
+    of = [[row for row in rows if row.seed % found.suite.inits == init] for init in inits]
+    return np.array([_differences(some, "final", "start", "episode_return").mean() for some in of])
 
 
 def _differences(rows: Sequence[Row], after: str, before: str, what: str) -> np.ndarray:
@@ -116,7 +135,7 @@ def signed(interval: Interval) -> str:
 def described(entry: Entry) -> str:
     """What the entry sets apart from its published defaults."""
     fields = {**entry.algo_fields, **entry.settings}
-    return ", ".join(f"`{name}={value!r}`" for name, value in fields.items()).replace("'", '"') or "as published"
+    return ", ".join(f"`{name}={value!r}`" for name, value in fields.items()).replace("'", '"') or "defaults"
 
 
 def section(found: Results, algo: str, cells: Sequence[Gain]) -> str:
@@ -138,7 +157,7 @@ def section(found: Results, algo: str, cells: Sequence[Gain]) -> str:
             f"same {budget['eval_episodes']} held-out ones before and after. Return at temperature 1; gains are means "
             "over seeds with 95 % intervals, of return, of success, and of return under greedy decoding.",
             table(
-                ("entry", "environment", "start", "after", "gain", "success", "greedy", "runs", "beats its start"), rows
+                ("entry", "environment", "start", "after", "gain", "success", "greedy", "runs", "above 0"), rows
             ),
             f"{settings}. All algorithms in one table, the protocol, and what the figures cannot say: "
             "[the zoo](../benchmarks/zoo.md).",
@@ -159,17 +178,23 @@ def overview(found: Results, cells: Sequence[Gain]) -> str:
     header = ["entry", "rate", "settings"]
     for env in envs:
         start = np.mean([of[e.name, env.id].start for e in entries])
-        header += [f"{env.short}: after (start {start:.2f})", "gain", "greedy", "beats it"]
-    ranked = [(e, [of[e.name, env.id] for env in envs]) for e in entries if e.control == "none"]
-    everywhere = [e.name for e, mine in ranked if all(c.verdict.startswith("yes") for c in mine)]
-    rest = [e.name for e, _ in ranked if e.name not in everywhere]
+        header += [f"{env.short}: after (start {start:.2f})", "gain", "greedy", "above 0"]
+    competing = [e.name for e in entries if e.control == "none"]
+    said = []
+    for env in envs:
+        mine = [of[name, env.id] for name in competing]
+        below = [c.entry for c in mine if not c.verdict.startswith("yes")]
+        said.append(
+            f"- **{env.short}**: the interval of {len(mine) - len(below)} of {len(mine)} entries is above 0, "
+            f"of {sum(c.verdict == 'yes, corrected' for c in mine)} also after Holm's correction; over checkpoints, of "
+            f"{sum(c.checkpoints.low > 0 for c in mine)}." + (f" Not of {', '.join(below)}." if below else "")
+        )
     budget = found.suite.settings
     return "\n\n".join(
         (
             f"{source(found.provenance)}. {found.suite.seeds} seeds; {budget['updates']} updates of "
             f"{budget['episodes_per_update']} conversations; {budget['eval_episodes']} held-out conversations.",
-            f"**{len(everywhere)} of {len(ranked)} entries beat their start in every environment.**"
-            + (f" Not in every one: {', '.join(rest)}." if rest else ""),
+            "\n".join(said),
             "![Gains with intervals](zoo.svg)",
             table(header, rows),
         )
@@ -361,22 +386,17 @@ def show_clones(options: ClonesOf, console: Console) -> None:
         put(ALGORITHMS / "bc.md", text, RESULTS)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Returns its exit code: 0, or 1 for a user error."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
     options: Any = tyro.cli(Command, args=arguments, prog="python -m benchmarks.zoo", description=__doc__)
     console = Console()
-    try:
-        if isinstance(options, RatesOf):
-            show_rates(options, console)
-        elif isinstance(options, ResultsOf):
-            show_results(options, console)
-        else:
-            show_clones(options, console)
-    except (ConvgymError, FileNotFoundError) as problem:
-        console.print(f"[red]{type(problem).__name__}[/]: {escape(str(problem))}")
-        return 1
-    return 0
+    if isinstance(options, RatesOf):
+        show_rates(options, console)
+    elif isinstance(options, ResultsOf):
+        show_results(options, console)
+    else:
+        show_clones(options, console)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

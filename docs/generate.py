@@ -16,6 +16,7 @@ from pathlib import Path
 
 import gymnasium as gym
 
+import algos
 import convgym
 from benchmarks import understanding
 from convgym import agents
@@ -305,6 +306,45 @@ def gallery() -> str:
     return "\n".join(parts)
 
 
+def algorithms() -> str:
+    """One line an algorithm: what it is, what it needs, how it fared, what it costs."""
+    folder = DOCS / "algorithms"
+    gains = json.loads((DOCS / "benchmarks" / "zoo.json").read_text("utf-8"))["gains"]
+    costs = json.loads((DOCS / "benchmarks" / "update-cost.json").read_text("utf-8"))["rows"]
+    cost = {row["algorithm"]: row["published"]["median"] for row in costs}
+    gain = {c["entry"]: c["gain"] for c in gains if "CustomerService" in c["env"]}
+    parts = [
+        "# Algorithms",
+        "",
+        "A page each, from one template: quick facts, equations, pseudocode, what implementations differ in, metrics, "
+        "results. [What each key of the log means](metrics.md); [add your own](../guides/add-an-algorithm.md).",
+        "",
+        "*Steps* are optimiser steps an iteration (passes x minibatches); *weight* says what weighs the same in the "
+        "loss; *gain* is of held-out success on CustomerService, with its 95 % interval, in [the zoo]"
+        "(../benchmarks/zoo.md), where some have other settings; *cost* is the CPU time of an update over GRPO's "
+        "([how](../benchmarks/update-cost.md)).",
+        "",
+        "| algorithm | idea | needs | steps | weight | gain | cost |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in algos.ALGORITHMS:
+        algorithm = algos.make(name)
+        needs = ", ".join(sorted(algorithm.needs)) or "-"
+        steps = f"{algorithm.epochs} x {algorithm.minibatches}"
+        got = "{:+.2f} [{:+.2f}, {:+.2f}]".format(*gain[name]) if name in gain else "-"
+        link, words, price = f"[{name}]({name}.md)", idea(folder / f"{name}.md"), f"{cost[name]:.2f}"
+        cells = (link, words, needs, steps, algorithm.reduce, got, price)
+        parts.append("| " + " | ".join(cells) + " |")
+    return "\n".join(parts) + "\n"
+
+
+def idea(page: Path) -> str:
+    """The sentence below a page's quick facts."""
+    facts, _, _ = page.read_text("utf-8").partition("\n## ")
+    paragraphs = facts.rpartition("|\n")[2].strip().split("\n\n")
+    return " ".join(paragraphs[0].split())
+
+
 def fill(path: Path, name: str, text: str) -> None:
     """Replaces what stands between the markers of a table."""
     opening, closing = f"<!-- {name} -->\n", f"<!-- /{name} -->"
@@ -324,6 +364,7 @@ def main() -> None:
         name = env_id.removeprefix("convgym/").removesuffix("-v0")
         (folder / f"{name}.md").write_text(page(env_id), "utf-8")
     (DOCS / "gallery.md").write_text(gallery(), "utf-8")
+    (DOCS / "algorithms" / "README.md").write_text(algorithms(), "utf-8")
     fill(DOCS / "benchmarks" / "audit.md", "audited", audited())
     fill(DOCS / "concepts" / "rewards.md", "hackability", hackability())
     fill(DOCS / "concepts" / "environments.md", "recall", recall())

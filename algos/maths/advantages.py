@@ -89,7 +89,7 @@ def on_last_token(x: Shaped[Tensor, "B K"], turn: Int[Tensor, "B T"]) -> Shaped[
 
 def turns_of(turn: Int[Tensor, "B T"]) -> int:
     """K as far as tokens show it: the largest turn that has one, plus 1; at least 1."""
-    return int(turn.amax()) + 1 if (turn >= 0).any() else 1
+    return int(turn.amax().clamp(min=0)) + 1
 
 
 def first_token(turn: Int[Tensor, "B T"], turns: int) -> Bool[Tensor, "B T"]:

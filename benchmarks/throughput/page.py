@@ -173,10 +173,11 @@ def _training(found: Parts) -> list[str]:
                  _ratio(whole, training.seconds(part, training.OURS)))
             )  # fmt: skip
     ours = [middle(part["contestants"], training.OURS, training.STEP, "informative") for part in found.values()]
+    known = any(share is not None for share in ours)
     informative = ", ".join(_figure(None if share is None else 100 * share, "%") for share in ours)
     return [
         "Rollout and one GRPO update on the same conversations with scripted users, CPU seconds; the second work is "
-        f"the benchmark of stateset-agents. Groups with a gradient, in ours: {informative}.",
+        "the benchmark of stateset-agents." + (f" Groups with a gradient, in ours: {informative}." if known else ""),
         table(("", "contestant", "rollout", "update", "step", "episodes/s", "peak", "of ours"), rows),
     ]
 

@@ -8,6 +8,7 @@ import pytest
 
 from algos.training.config import RunConfig
 from benchmarks import results, suites
+from benchmarks.suites import Entry
 from convgym.errors import ConfigError, UnknownNameError
 from convgym.registration import ENVIRONMENTS
 
@@ -78,3 +79,15 @@ def test_a_suite_survives_its_file(suite: suites.Suite) -> None:
     assert [results.plain(run.config()) for run in again.runs()] == [
         results.plain(run.config()) for run in suite.runs()
     ]
+
+
+def test_an_algorithm_of_ones_own_runs_beside_the_others() -> None:
+    suite = suites.get("quick").with_entries(["rloo"], 1e-4)
+    assert [entry.name for entry in suite.entries] == [*(e.name for e in suites.get("quick").entries), "rloo"]
+    assert {run.config()["learning_rate"] for run in suite.runs() if run.entry.name == "rloo"} == {1e-4}
+    assert suite.select(algos=["rloo"]).entries == (Entry("rloo", "rloo", 1e-4),)
+    with pytest.raises(UnknownNameError, match="rloo"):
+        suites.get("quick").with_entries(["rlo"], 1e-4)
+    for names in (["grpo"], ["rloo", "rloo"]):
+        with pytest.raises(ConfigError, match="already"):
+            suites.get("quick").with_entries(names, 1e-4)

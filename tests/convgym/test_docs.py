@@ -69,3 +69,10 @@ def test_the_tables_in_the_docs_are_the_measured_ones(page, name):
 def test_the_gallery_is_what_is_said():
     written = (ROOT / "docs" / "gallery.md").read_text("utf-8")
     assert written == runpy.run_path(str(ROOT / "docs" / "generate.py"))["gallery"](), "stale: run `make docs`"
+
+
+def test_the_table_of_the_algorithms_is_that_of_their_pages_and_of_what_was_measured():
+    written = (ROOT / "docs" / "algorithms" / "README.md").read_text("utf-8")
+    assert written == runpy.run_path(str(ROOT / "docs" / "generate.py"))["algorithms"](), "stale: run `make docs`"
+    rows = [line.split(" | ") for line in written.splitlines() if line.startswith("| [")]
+    assert len(rows) == 25 and all(len(row) == 7 and len(row[1]) > 20 for row in rows)
