@@ -16,6 +16,7 @@ import argparse
 import ast
 import contextlib
 import copy
+import hashlib
 import importlib
 import json
 import os
@@ -122,6 +123,17 @@ def mutants_of(path: Path) -> list[Mutant]:
             again = seen[mutant.key]
             found.append(mutant if again == 1 else mutant._replace(after=f"{after} ({again})"))
     return sorted(found, key=lambda mutant: mutant.line)
+
+
+def bodies_of(path: Path) -> dict[str, str]:
+    """Hash of what each function of a file computes, its defaults included and its annotations and docstring not.
+
+    An outcome is of a function as it was: a change elsewhere in it may make another mutant of the same name.
+    """
+    found: dict[str, list[str]] = {}
+    for function, node in _expressions(ast.parse(path.read_text("utf-8"))):
+        found.setdefault(f"{path.name}:{function}", []).append(ast.dump(node))
+    return {name: hashlib.sha256("".join(dumped).encode()).hexdigest()[:16] for name, dumped in found.items()}
 
 
 def _replaced(text: str, node: Place, after: str) -> str:
@@ -421,7 +433,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--match", default="", help="only mutants whose key holds this text")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sample")
     parser.add_argument("--jobs", type=int, default=1, help="mutants at a time")
-    parser.add_argument("--again", action="store_true", help="only those that are new, or were not killed last time")
+    parser.add_argument("--again", action="store_true", help="only survivors of the last run, and what changed")
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.relative_to(ROOT)} and the JSON beside it")
     arguments = parser.parse_args(argv)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -440,8 +452,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--write: expected a run over all mutants; leave out --files, --match and --limit")
     if arguments.again and not RECORD.exists():
         parser.error(f"--again goes on from {RECORD.relative_to(ROOT)}, which is not there; run without it first")
-    before: dict[str, Outcome] = json.loads(RECORD.read_text("utf-8"))["outcomes"] if arguments.again else {}
-    dead = [mutant for mutant in mutants if before.get(mutant.key) in ("killed", "hangs")]
+    earlier = json.loads(RECORD.read_text("utf-8")) if arguments.again else {"outcomes": {}, "bodies": {}}
+    before: dict[str, Outcome] = earlier["outcomes"]
+    bodies = {name: body for path in files for name, body in bodies_of(path).items()}
+    dead = [m for m in mutants if before.get(m.key) in ("killed", "hangs") and _unchanged(m, earlier["bodies"], bodies)]
     mutants = [mutant for mutant in mutants if mutant not in dead]
     explained: dict[str, str] = json.loads(SURVIVORS.read_text("utf-8")) if SURVIVORS.exists() else {}
 
@@ -467,15 +481,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         tested = len(trials)
         trials += [Trial(mutant, before[mutant.key], 0.0) for mutant in dead]
         source = f"{pages.source(here)}. {tested} of {len(trials)} mutants were tested in this run" + (
-            "; the others were killed in an earlier one, and the expression that they change is the same still."
+            "; the others were killed in an earlier one, and their functions are the same still."
             if dead
             else "."
         )
         PAGE.write_text(page(trials, explained, here["command"], source), "utf-8")
-        record = {**here, "outcomes": {trial.mutant.key: trial.outcome for trial in trials}}
+        record = {**here, "bodies": bodies, "outcomes": {trial.mutant.key: trial.outcome for trial in trials}}
         RECORD.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
     holes = [t for t in trials if t.outcome == "survived" and t.mutant.key not in explained]
     return int(bool(holes))
+
+
+def _unchanged(mutant: Mutant, before: dict[str, str], now: dict[str, str]) -> bool:
+    name = f"{mutant.file}:{mutant.function}"
+    return name in before and before[name] == now[name]
 
 
 if __name__ == "__main__":
