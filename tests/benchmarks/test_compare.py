@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,7 +65,9 @@ def test_a_comparison_is_interrupted_resumed_and_reported(
 
     # Ctrl-C after the first of three runs; the last is too long to end before it comes
     long = command(rate=1e-3, updates=400)
-    with subprocess.Popen(long, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    # (a shell that starts tests in the background has them ignore it, and their children inherit that)
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(long, stdout=subprocess.PIPE, text=True, env=environment, preexec_fn=heed) as process:
         assert process.stdout is not None
         said = ""
         while "[1/3]" not in said:
