@@ -24,8 +24,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from algos.training.config import RunConfig
 from benchmarks import oracle, pool, provenance, results, suites
-from convgym.errors import ConfigError, ConvgymError
+from benchmarks.command import guarded
+from convgym.errors import ConfigError
 
 INTERRUPTED = 130  # the shell's exit code for Ctrl-C
 
@@ -59,19 +61,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = tyro.cli(Options, args=given, prog="python -m benchmarks.compare")
     console = Console()
-    try:
-        return compare(options, console, command=shlex.join(["python", "-m", "benchmarks.compare", *given]))
-    except (ConvgymError, FileNotFoundError) as problem:
-        console.print(f"[red]{type(problem).__name__}[/]: {escape(str(problem))}")
-        return 1
+    command = shlex.join(["python", "-m", "benchmarks.compare", *given])
+    return guarded(lambda: compare(options, console, command=command))
 
 
 def compare(options: Options, console: Console, *, command: str) -> int:
     """Runs what is not done, then writes the reports and prints the ranking."""
     if options.jobs < 1:
         raise ConfigError(f"--jobs: expected at least 1, got {options.jobs}.")
-    suite = suites.get(options.suite).with_entries(options.add, options.learning_rate)
-    suite = suite.select(seeds=options.seeds, envs=options.envs, algos=options.algos)
+    suite = suites.get(options.suite).select(seeds=options.seeds, envs=options.envs, algos=options.algos)
+    suite = suite.with_entries(options.add, options.learning_rate)
+    for run in suite.runs():
+        if run.entry.name in options.add:  # of another's making: refused now, not when its first run begins
+            RunConfig(**run.config(), out="unused")
     out = options.out or Path("runs") / suite.name
     if not options.report_only:
         jobs = [_job(out, run) for run in suite.runs()]

@@ -24,10 +24,11 @@ from rich.table import Table
 
 from benchmarks import analysis, plots, pool, results, verdict
 from benchmarks.analysis import Analysis, Cell
+from benchmarks.command import guarded
 from benchmarks.results import Results, Row
 from benchmarks.stats import Interval
 from benchmarks.suites import METRICS
-from convgym.errors import ConfigError, ConvgymError
+from convgym.errors import ConfigError
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -317,24 +318,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns 0, or 1 for a user error, a missing run or a number that does not verify."""
     options = tyro.cli(Options, args=arguments, prog="python -m benchmarks.report")
     console = Console()
-    try:
-        if options.verify:
-            differing = verify(options.out)
-            said = (
-                f"differ from the raw logs: {', '.join(differing)}"
-                if differing
-                else "agree with the raw logs"
-            )
-            console.print(f"The numbers in {escape(str(options.out / 'results.json'))} {said}.")
-            return int(bool(differing))
-        report = build(options.out)
-        write(report)
-        if options.readme:
-            update_readme(options.readme, report)
-        return show(report, console)
-    except (ConvgymError, FileNotFoundError) as problem:
-        console.print(f"[red]{type(problem).__name__}[/]: {escape(str(problem))}")
-        return 1
+    return guarded(lambda: _report(options, console))
+
+
+def _report(options: Options, console: Console) -> int:
+    if options.verify:
+        differing = verify(options.out)
+        said = f"differ from the raw logs: {', '.join(differing)}" if differing else "agree with the raw logs"
+        console.print(f"The numbers in {escape(str(options.out / 'results.json'))} {said}.")
+        return int(bool(differing))
+    report = build(options.out)
+    write(report)
+    if options.readme:
+        update_readme(options.readme, report)
+    return show(report, console)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from rich.markdown import Markdown
 
 from algos.policies.load import load_policy
 from benchmarks import provenance
+from benchmarks.command import guarded
 from benchmarks.stateset_work import USER, make_benchmark_policy
 from benchmarks.throughput import decode, envs, learner, page, service, training, turns
 from benchmarks.throughput.contest import Conditions
@@ -188,4 +189,4 @@ def _arguments(options: Options) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.env_speed import LANES as ENV_LANES
+from benchmarks.pages import put
+from benchmarks.pages import table as plain_table
 from benchmarks.throughput import decode, envs, learner, service, training, turns
 from benchmarks.throughput.contest import least, middle
 from benchmarks.throughput.marks import Mark, marks
-from convgym.errors import ConfigError
 
-BEGIN, END = "<!-- figures:begin -->", "<!-- figures:end -->"
 Parts = Mapping[str, Any]
+table = partial(plain_table, numbers=True)
 
 
 def write(page: Path, found: Mapping[str, Any]) -> None:
@@ -24,11 +25,7 @@ def write(page: Path, found: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: If the page has no markers.
     """
-    text = page.read_text("utf-8")
-    if BEGIN not in text or END not in text:
-        raise ConfigError(f"{page}: expected the markers {BEGIN} and {END}, found none; add them.")
-    block = f"{BEGIN}\n{render(found)}\n{END}"
-    page.write_text(re.sub(f"{BEGIN}.*{END}", lambda _: block, text, flags=re.DOTALL), "utf-8")
+    put(page, render(found))
     page.with_suffix(".json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", "utf-8")
 
 
@@ -43,12 +40,6 @@ def section(name: str, part: Mapping[str, Any]) -> str:
     """One part's tables."""
     title, of = PARTS[name]
     return "\n\n".join([f"### {title}", *of(part), _conditions(part)])
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; all columns but the first are numbers."""
-    lines = ["| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
 def mark_table(found: Sequence[Mark]) -> str:

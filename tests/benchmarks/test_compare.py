@@ -115,6 +115,27 @@ def test_a_comparison_is_interrupted_resumed_and_reported(
     assert (out / "report.html").read_text("utf-8") == page
 
 
+def test_an_added_algorithm_runs_beside_those_that_were_chosen(
+    command: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    asked = command("--algos", "grpo", "--add", "rloo", "--learning-rate", "5e-4")
+    done = subprocess.run(asked, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    loaded = results.load(tmp_path / "out")
+    assert {row.entry: row.status for row in loaded.rows} == {"grpo": "done", "rloo": "done"}
+    assert [entry.learning_rate for entry in loaded.suite.entries] == [1e-3, 5e-4]
+
+
+@pytest.mark.parametrize("wrong", [["--add", "bc"], ["--add", "rloo", "--learning-rate", "-1"], ["--add", "grpo"]])
+def test_what_cannot_be_added_is_refused_before_anything_runs(
+    wrong: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert compare.main(["--suite", "smoke", "--out", str(tmp_path / "out"), *wrong]) == 1
+    assert "ConfigError" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
 def test_unknown_names_end_with_a_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert compare.main(["--suite", "quik", "--out", str(tmp_path)]) == 1
     said = capsys.readouterr().out

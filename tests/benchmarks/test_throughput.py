@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from algos.policies.embedded import save_policy
 from algos.policies.load import Policy
+from benchmarks.pages import FIGURES
 from benchmarks.peers import hf, trl_grpo
 from benchmarks.throughput import (
     decode,
@@ -328,7 +329,7 @@ def _provenance(parts: dict[str, Any]) -> dict[str, Any]:
 
 def test_a_page_holds_the_figures_and_keeps_its_text(parts: dict[str, Any], tmp_path: Path) -> None:
     target = tmp_path / "speed.md"
-    target.write_text(f"# Speed\n\n{page.BEGIN}\nold\n{page.END}\n\nAfter.\n")
+    target.write_text(f"# Speed\n\n{FIGURES[0]}\nold\n{FIGURES[1]}\n\nAfter.\n")
     page.write(target, _provenance(parts))
     text = target.read_text()
     assert text.startswith("# Speed\n\n") and text.endswith("\n\nAfter.\n") and "old" not in text
@@ -343,14 +344,14 @@ def test_a_page_holds_the_figures_and_keeps_its_text(parts: dict[str, Any], tmp_
 def test_a_page_without_markers_is_refused(parts: dict[str, Any], tmp_path: Path) -> None:
     target = tmp_path / "speed.md"
     target.write_text("# Speed\n")
-    with pytest.raises(ConfigError, match="markers"):
+    with pytest.raises(ConfigError, match="expected one line"):
         page.write(target, _provenance(parts))
     assert target.read_text() == "# Speed\n" and not target.with_suffix(".json").exists()
 
 
 def test_the_published_page_is_made_from_its_json() -> None:
     figures = PAGE.with_suffix(".json").read_text("utf-8")
-    assert f"{page.BEGIN}\n{page.render(json.loads(figures))}\n{page.END}" in PAGE.read_text("utf-8")
+    assert f"{FIGURES[0]}\n{page.render(json.loads(figures))}\n{FIGURES[1]}" in PAGE.read_text("utf-8")
     assert not [folder for folder in ("/tmp", "/root", "/home", "/work") if folder in figures]  # nothing of the machine
 
 
@@ -358,7 +359,7 @@ def test_the_command_measures_one_part_and_keeps_the_others(
     parts: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target = tmp_path / "speed.md"
-    target.write_text(f"{page.BEGIN}{page.END}")
+    target.write_text(f"{FIGURES[0]}{FIGURES[1]}")
     page.write(target, _provenance(parts))
     main(["--only", "envs", "--quick", "--write", str(target)])
     written = json.loads(target.with_suffix(".json").read_text())
