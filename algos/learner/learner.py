@@ -15,10 +15,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -26,11 +28,13 @@ from algos.base import Algorithm, Batch, Minibatch, Scores, filled
 from algos.learner.checkpoint import Checkpoint, fill_tensors, tensors_of
 from algos.learner.faults import NanGuard, is_out_of_memory, sound
 from algos.learner.optimiser import Schedule, learning_rate_factor, parameter_groups
+from algos.learner.prefixes import tree_buckets
 from algos.learner.scores import linear_head, recomputing, score
+from algos.learner.trunk import on_tree
 from algos.maths.advantages import clean_rewards, group_report
 from algos.maths.losses import truncated_importance
 from algos.maths.reductions import loss_weights
-from algos.policies.critic import Critic, Trunk, new_critic
+from algos.policies.critic import Critic, Trunk, decoder, new_critic
 from algos.policies.load import Policy
 from algos.policies.reference import frozen_copy
 from algos.rollout.episodes import TokenEpisode, buckets, collate
@@ -38,7 +42,7 @@ from convgym.errors import CapacityError, CheckpointError, ConfigError, EnvError
 from convgym.seeding import derive_seed
 
 Precision = Literal["fp32", "bf16", "fp16"]
-MONITORED_ROWS = 16  # rows scored again after an update, to see how far the policy has moved
+MONITORED_ROWS = 8  # rows scored again after an update, to see how far the policy has moved
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class LearnerConfig:
         kl_limit: After an update that moved the policy further than this (nats a token), the learning rate
             is halved; it recovers by a tenth an update. ``None`` leaves it alone.
         temperature: Of the sampler; divides the logits here too.
-        micro_tokens: Most tokens in a micro-batch, padding included.
+        micro_tokens: Most tokens in a micro-batch; what its rows have in common at their beginning counts once.
         precision: Of the matrix products; the weights are always float32.
         gradient_checkpointing: Recompute activations in the backward pass: slower, less memory.
         critic_warmup: Updates at the start in which only the critic learns (arXiv 2503.01491); the policy stays.
@@ -298,7 +302,7 @@ class Learner:
         device, processes = self.accelerator.device, self.accelerator.num_processes
         total = torch.zeros((), dtype=torch.float64, device=device)
         measured = []
-        micro_batches = buckets(_lengths(part.action)[live].numpy(), self.micro_tokens)
+        micro_batches = self._micro_batches(part.tokens[live], part.action[live])
         with recomputing(self.model, self.config.gradient_checkpointing):
             for index in micro_batches[self.accelerator.process_index :: processes]:
                 rows = live[torch.from_numpy(index)]
@@ -353,7 +357,7 @@ class Learner:
         """Scores any number of rows ``[B,T]`` without gradient; the result is on the CPU."""
         whole = Scores(*(torch.zeros(action.shape) for _ in range(2 if critic is None else 3)))
         lengths = _lengths(action)
-        for index in buckets(lengths.numpy(), self.micro_tokens):
+        for index in self._micro_batches(tokens, action):
             rows = torch.from_numpy(index)
             width = int(lengths[rows].max())
             t, a = (x[rows, :width].to(self.accelerator.device) for x in (tokens, action))
@@ -361,6 +365,13 @@ class Learner:
                 if out is not None and part is not None:
                     out[rows, :width] = part.cpu()
         return whole
+
+    def _micro_batches(self, tokens: Tensor, action: Tensor) -> list[NDArray[np.int64]]:
+        """Rows that are scored at once: those that begin alike where that spares work, else those of one length."""
+        lengths = _lengths(action).numpy()
+        if on_tree(decoder(self.model)):  # the last action token is chosen, and not read
+            return tree_buckets(tokens.numpy(), lengths - 1, self.micro_tokens)
+        return buckets(lengths, self.micro_tokens)
 
     def _minibatches(self, size: int) -> Iterator[Tensor]:
         """Row indices of each optimiser step."""

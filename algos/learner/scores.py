@@ -1,9 +1,7 @@
-"""What a model says about the tokens of a batch: log-probability, entropy and value at the action positions
-only.
+"""What a model says about the tokens of a batch: log-probability, entropy and value at the action positions only.
 
-Hidden states are gathered at the action positions *before* the language-model head, and the head runs in
-chunks: at a large vocabulary the logits are most of the memory, and three tokens out of four are not the
-agent's.
+The trunk gives hidden states at the action positions (``algos.learner.trunk``), and the head runs over them in chunks:
+at a large vocabulary the logits are most of the memory, and three tokens out of four are not the agent's.
 
 Axes: b rows, T tokens, A action tokens, V vocabulary, D hidden size.
 """
@@ -20,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from algos.base import Scores
+from algos.learner.trunk import hidden_before
 from algos.policies.critic import Critic, decoder
 
 CHUNK_ELEMENTS = 2**24  # logits held at once: 64 MB in float32
@@ -52,10 +51,13 @@ def score(
         ``[b,T]`` float32 tensors, 0 off action; ``value[:, t]`` is read before token ``t``.
     """
     row, column = action.nonzero(as_tuple=True)  # [A]
-    hidden = _trunk(model, tokens)  # [b,T,D]
-    before = hidden[row, column - 1]  # [A,D]: what the model knew when it chose the token
+    before = hidden_before(decoder(model), tokens, row, column)  # [A,D]
     logp, entropy = _selected(_head(model), before, tokens[row, column], temperature, entropy_grad)
-    value = None if critic is None else critic(critic.hidden(tokens, hidden)[row, column - 1])
+    value = None
+    if critic is not None and critic.trunk is not None:
+        value = critic(hidden_before(critic.trunk, tokens, row, column))
+    elif critic is not None:
+        value = critic(before.detach() if critic.detached else before)
     return Scores(*(None if x is None else _scatter(x, action) for x in (logp, entropy, value)))  # type: ignore[arg-type]
 
 
@@ -67,7 +69,7 @@ def linear_head(model: PreTrainedModel) -> bool:
     tokens = torch.arange(4, device=next(model.parameters()).device)[None]
     with torch.no_grad():
         whole = model(input_ids=tokens, use_cache=False).logits
-        parts = _head(model)(_trunk(model, tokens))
+        parts = _head(model)(decoder(model)(input_ids=tokens, use_cache=False).last_hidden_state)
     return bool(torch.allclose(whole.float(), parts.float(), rtol=1e-4, atol=1e-4))
 
 
@@ -94,10 +96,6 @@ def recomputing(model: Any, on: bool) -> Iterator[None]:
         model.activation_checkpointing_disable()
 
 
-def _trunk(model: PreTrainedModel, tokens: Tensor) -> Tensor:
-    return cast(Tensor, decoder(model)(input_ids=tokens, use_cache=False).last_hidden_state)
-
-
 def _head(model: Any) -> nn.Linear:
     return cast(nn.Linear, model.get_output_embeddings())
 
@@ -108,7 +106,9 @@ def _selected(
     """Log-probability of each target and entropy of its distribution, ``[A]`` each, in chunks of rows."""
 
     def chunk(h: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        logits = head(h).float() / temperature  # [a,V]
+        logits = head(h).float()  # [a,V]
+        if temperature != 1.0:
+            logits = logits / temperature
         every = torch.log_softmax(logits, -1)
         with contextlib.nullcontext() if entropy_grad else torch.no_grad():
             entropy = -(every.exp() * every).sum(-1)

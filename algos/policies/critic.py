@@ -58,17 +58,6 @@ class Critic(nn.Module):
         self.trunk = trunk
         self.detached = detached
 
-    def hidden(self, tokens: Tensor, policy_hidden: Tensor) -> Tensor:
-        """Hidden states ``[b,T,D]`` under the head.
-
-        Args:
-            tokens: Token ids, ``[b,T]``, right-padded.
-            policy_hidden: The policy's hidden states over the same tokens, ``[b,T,D]``.
-        """
-        if self.trunk is not None:
-            return cast(Tensor, self.trunk(input_ids=tokens, use_cache=False).last_hidden_state)
-        return policy_hidden.detach() if self.detached else policy_hidden
-
     def forward(self, hidden: Tensor) -> Tensor:
         """Values ``[...]`` of hidden states ``[..., D]``."""
         return cast(Tensor, self.head(hidden))

@@ -5,18 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
+from algos.learner.scores import score
 from algos.policies.critic import Trunk, ValueHead, decoder, new_critic
 from algos.policies.load import Policy
 
 TOKENS = torch.tensor([[8, 9, 10, 11]])
+ACTION = torch.tensor([[False, True, True, True]])
 
 
 @pytest.mark.parametrize("trunk", ["shared", "detached", "own"])
 def test_an_untrained_critic_says_exactly_zero(tiny_policy: Policy, trunk: Trunk) -> None:
     critic = new_critic(tiny_policy.model, trunk=trunk, seed=3)
-    hidden = decoder(tiny_policy.model)(input_ids=TOKENS).last_hidden_state
-    values = critic(critic.hidden(TOKENS, hidden))
-    assert values.shape == TOKENS.shape
+    values = score(tiny_policy.model, TOKENS, ACTION, critic=critic).value
+    assert values is not None and values.shape == TOKENS.shape
     assert not values.any()
 
 
@@ -36,8 +37,9 @@ def test_shared_passes_gradient_to_the_trunk_and_the_others_do_not(tiny_policy: 
         tiny_policy.model.zero_grad(set_to_none=True)
         critic = new_critic(tiny_policy.model, trunk=trunk)  # type: ignore[arg-type]
         torch.nn.init.normal_(critic.head.outer.weight)
-        hidden = decoder(tiny_policy.model)(input_ids=TOKENS).last_hidden_state
-        critic(critic.hidden(TOKENS, hidden)).sum().backward()
+        values = score(tiny_policy.model, TOKENS, ACTION, critic=critic).value
+        assert values is not None and (values[ACTION] != 0).all()
+        values.sum().backward()
         assert any(p.grad is not None for p in tiny_policy.model.parameters()) == reaches
     tiny_policy.model.zero_grad(set_to_none=True)
 
