@@ -4,7 +4,7 @@ The episodes of a group share their instructions and their opening; what a causa
 the tokens before it only, so that their hidden states are the same numbers, and their gradients add up. A node of the
 tree is a place in a row together with everything before it. Nothing is padded in the tree.
 
-Axes: b rows, T tokens, U nodes, U <= b T.
+Axes: b rows, T tokens; U nodes of the tree, U <= b T; W nodes that ask what their path says.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 PADDED = 4  # most places that attention pads to, for each token of the budget
-EVEN = 0.9  # rows of a block are at least this long, compared with its longest
+WASTE = 1.2  # rows attend together as long as padding adds no more than this to their work
 
 
 class PrefixTree(NamedTuple):
@@ -26,16 +26,30 @@ class PrefixTree(NamedTuple):
     Attributes:
         tokens: ``[U]`` token of each node.
         position: ``[U]`` its column.
+        place: ``[U]`` where it comes first, an index into the flattened ``[b T]``.
         node: ``[b,T]`` node of each place; 0 behind the end of a row.
-        blocks: ``[b',T']`` nodes of rows of similar length, padded with 0: each that is not empty is in one.
-        first: ``[U]`` the place in the blocks, flattened and one after the other, where a node comes first.
+        lengths: ``[b]`` tokens of each row that count.
     """
 
     tokens: Tensor
     position: Tensor
+    place: Tensor
     node: Tensor
-    blocks: list[Tensor]
-    first: Tensor
+    lengths: Tensor
+
+
+class Block(NamedTuple):
+    """Rows that attend together.
+
+    Attributes:
+        queries: ``[b',S]`` who asks, an index into the W nodes; anybody at padding.
+        keys: ``[b',T']`` nodes of the rows.
+        bias: ``[b',S,T']`` 0 or, for what comes after the query, -inf; ``None`` if S is T' and attention is causal.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    bias: Tensor | None
 
 
 def prefix_tree(tokens: Tensor, lengths: Tensor) -> PrefixTree:
@@ -48,39 +62,74 @@ def prefix_tree(tokens: Tensor, lengths: Tensor) -> PrefixTree:
         lengths: ``[b]`` how many tokens of each row count.
     """
     T = tokens.shape[1]
-    column = torch.arange(T, device=tokens.device)
-    real = column < lengths[:, None]  # [b,T]
+    real = torch.arange(T, device=tokens.device) < lengths[:, None]  # [b,T]
     alike = (tokens[1:] == tokens[:-1]) & real[1:] & real[:-1]
     shared = torch.zeros_like(real)  # with the row above
     shared[1:] = alike.cummin(1).values
-    new = real & ~shared
-    place = new.view(-1).nonzero().squeeze(1)  # [U]
+    place = (real & ~shared).view(-1).nonzero().squeeze(1)  # [U]
     number = torch.zeros_like(tokens).view(-1).index_put((place,), torch.arange(len(place), device=tokens.device))
     rows = torch.arange(len(tokens), device=tokens.device)[:, None]
     owner = torch.where(shared, -1, rows).cummax(0).values  # [b,T] the row that this place was new in
     node = number.view_as(tokens).gather(0, owner) * real
-    blocks, ends = [], []
-    for index in _even(lengths):
-        width = int(lengths[index].amax()) if len(index) else 0
-        blocks.append(node[index, :width])
-        ends.append(~real[index, :width])
-    everywhere = torch.cat([block.masked_fill(end, len(place)).view(-1) for block, end in zip(blocks, ends)])
-    places = torch.arange(len(everywhere), device=tokens.device)
-    # The least one of several, so that the choice does not depend on the device.
-    first = places.new_full((len(place) + 1,), len(places)).scatter_reduce(0, everywhere, places, "amin")[:-1]
-    return PrefixTree(tokens.reshape(-1)[place], place % T, node, blocks, first)
+    return PrefixTree(tokens.reshape(-1)[place], place % T, place, node, lengths)
 
 
-def _even(lengths: Tensor) -> list[Tensor]:
-    """Rows by length, longest first, cut where a block would be padded much; empty ones are left out."""
-    size, row = lengths.sort(descending=True, stable=True)
-    sizes = [length for length in size.tolist() if length]
-    blocks, start = [], 0
-    for at, length in enumerate(sizes):
-        if length < EVEN * sizes[start]:
-            blocks.append(row[start:at])
-            start = at
-    return [*blocks, row[start : len(sizes)]]
+def attention_blocks(tree: PrefixTree, asking: Tensor, *, causal: bool) -> tuple[list[Block], Tensor]:
+    """Lays out the attention of some nodes to all nodes on their paths.
+
+    A node asks in the row where it comes first, and in no other.
+
+    Args:
+        tree: Of the rows.
+        asking: ``[W]`` distinct nodes.
+        causal: Lets every place of a row ask, in order, for kernels that know nothing but causal attention.
+
+    Returns:
+        The blocks; and ``[W]`` where each node asks, an index into all blocks' ``[b',S]``, flattened, one after the
+        other.
+    """
+    T = tree.node.shape[1]
+    column = torch.arange(T, device=asking.device)
+    asks = torch.zeros(tree.node.numel(), dtype=torch.bool, device=asking.device)
+    asks[tree.place[asking]] = True
+    asks = asks.view_as(tree.node)  # [b,T]
+    number = torch.zeros_like(tree.tokens).index_put((asking,), torch.arange(len(asking), device=asking.device))
+    width = (asks * (column + 1)).amax(1)  # nobody looks further than the last who asks
+    count = width if causal else asks.sum(1)
+    blocks: list[Block] = []
+    owner: list[Tensor] = []  # who asks at each place; W where nobody does
+    for rows in _even(count, width):
+        S, end = (int(size[rows].amax()) for size in (count, width))
+        keys, here = tree.node[rows, :end], asks[rows, :end]
+        bias = None
+        queries = number[keys]
+        if not causal:  # those who ask come to the front
+            front = here.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :S]
+            queries, here = queries.gather(1, front), here.gather(1, front)
+            unseen = column[:end] > front[:, :, None]
+            bias = torch.zeros(unseen.shape, device=unseen.device).masked_fill_(unseen, -torch.inf)
+        blocks.append(Block(queries, keys, bias))
+        owner.append(queries.masked_fill(~here, len(asking)).view(-1))
+    whole = torch.cat(owner)
+    where = whole.new_zeros(len(asking) + 1).scatter(0, whole, torch.arange(len(whole), device=whole.device))[:-1]
+    return blocks, where
+
+
+def _even(count: Tensor, width: Tensor) -> list[Tensor]:
+    """Rows that cost little more together than alone, though the largest S queries times T keys are computed for all."""
+    order = (count * width).argsort(descending=True, stable=True)
+    sizes = torch.stack([count, width], 1)[order].tolist()
+    blocks, start, alone, most, longest = [], 0, 0, 0, 0
+    for at, (S, T) in enumerate(sizes):
+        if not S:  # rows of which nobody asks, all at the end
+            order = order[:at]
+            break
+        most, longest = max(most, S), max(longest, T)
+        if at > start and (at + 1 - start) * most * longest > WASTE * (alone + S * T):
+            blocks.append(order[start:at])
+            start, alone, most, longest = at, 0, S, T
+        alone += S * T
+    return [*blocks, order[start:]]
 
 
 def tree_buckets(tokens: NDArray[np.int64], lengths: NDArray[np.int64], token_budget: int) -> list[NDArray[np.int64]]:

@@ -16,12 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+from transformers.models.llama.modeling_llama import rotate_half
 
-from algos.learner.prefixes import PrefixTree, prefix_tree
+from algos.learner.prefixes import Block, PrefixTree, attention_blocks, prefix_tree
 
 SHAPED = ("LlamaModel", "Qwen2Model", "Qwen3Model")
 """Decoders whose layers are: norm, attention over all earlier tokens with rotary positions, norm, MLP."""
+SHORT = 512  # longest row whose attention weights are kept on a CPU
 
 
 def on_tree(decoder: Any) -> bool:
@@ -57,11 +58,15 @@ def _states(decoder: Any, tree: PrefixTree, wanted: Tensor) -> Tensor:
     """Last hidden states of the wanted nodes, ``[W,D]``."""
     x = decoder.embed_tokens(tree.tokens)  # [U,D]
     rotation = decoder.rotary_emb(x, tree.position[None])  # cosine and sine, [1,U,E] each
+    causal = x.device.type != "cpu" or tree.node.shape[1] > SHORT
+    everybody = torch.arange(len(x), device=x.device)
     *layers, last = decoder.layers
-    everything = torch.arange(len(x), device=x.device)
-    for layer in layers:
-        x = _layer(layer, x, rotation, tree, everything)
-    return cast(Tensor, decoder.norm(_layer(last, x, rotation, tree, wanted)))
+    if layers:
+        blocks, where = attention_blocks(tree, everybody, causal=causal)
+        for layer in layers:
+            x = _layer(layer, x, rotation, blocks, where, None)
+    blocks, where = attention_blocks(tree, wanted, causal=causal)
+    return cast(Tensor, decoder.norm(_layer(last, x, rotation, blocks, where, wanted)))
 
 
 def _layer(layer: Any, *state: Any) -> Tensor:
@@ -71,32 +76,58 @@ def _layer(layer: Any, *state: Any) -> Tensor:
     return _answer(layer, *state)
 
 
-def _answer(layer: Any, x: Tensor, rotation: tuple[Tensor, Tensor], tree: PrefixTree, wanted: Tensor) -> Tensor:
-    """One layer, ``[U,D]`` to ``[W,D]``: all nodes are heard, the wanted ones answer."""
-    heard = _attend(layer.self_attn, layer.input_layernorm(x), rotation, tree)
-    if len(wanted) < len(x):
-        x, heard = F.embedding(wanted, x), F.embedding(wanted, heard)
-    x = x + layer.self_attn.o_proj(heard)
+def _answer(
+    layer: Any,
+    x: Tensor,
+    rotation: tuple[Tensor, Tensor],
+    blocks: list[Block],
+    where: Tensor,
+    asking: Tensor | None,
+) -> Tensor:
+    """One layer, ``[U,D]`` to ``[W,D]``: all nodes are heard, and those answer that are asked."""
+    attention, heads = layer.self_attn, layer.self_attn.head_dim
+    normed = layer.input_layernorm(x)
+    key, value = (project(normed).view(1, len(x), -1, heads) for project in (attention.k_proj, attention.v_proj))
+    turned = rotation
+    if asking is not None:
+        x, normed = F.embedding(asking, x), F.embedding(asking, normed)
+        turned = rotation[0][:, asking], rotation[1][:, asking]
+    query = attention.q_proj(normed).view(1, len(x), -1, heads)
+    if hasattr(attention, "q_norm"):
+        query, key = attention.q_norm(query), attention.k_norm(key)
+    query, key = _turn(query, turned), _turn(key, rotation)
+    heard = _attend(query[0], torch.cat([key, value], -1)[0], blocks, attention.scaling)
+    x = x + attention.o_proj(F.embedding(where, heard))
     return cast(Tensor, x + layer.mlp(layer.post_attention_layernorm(x)))
 
 
-def _attend(attention: Any, x: Tensor, rotation: tuple[Tensor, Tensor], tree: PrefixTree) -> Tensor:
-    """What each node hears of the nodes on its path, ``[U,HE]``."""
-    E = attention.head_dim
-    query, key, value = (getattr(attention, f"{name}_proj")(x).view(1, len(x), -1, E) for name in "qkv")
-    if hasattr(attention, "q_norm"):
-        query, key = attention.q_norm(query), attention.k_norm(key)
-    query, key = apply_rotary_pos_emb(query, key, *rotation, unsqueeze_dim=2)
-    H, N = query.shape[2], key.shape[2]
-    every = torch.cat([query, key, value], 2).view(len(x), -1)  # [U,(H+2N)E]
+def _turn(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotates ``[1,n,heads,E]`` by the angles of its places."""
+    cosine, sine = (part[:, :, None] for part in rotation)
+    return x * cosine + rotate_half(x) * sine  # type: ignore[no-untyped-call, no-any-return]
+
+
+def _attend(query: Tensor, pair: Tensor, blocks: list[Block], scale: float) -> Tensor:
+    """What the queries ``[W,H,E]`` hear of the keys and values ``[U,N,2E]``: ``[places of all blocks,HE]``."""
+    H, N, E = query.shape[1], pair.shape[1], query.shape[2]
     heard = []
-    for block in tree.blocks:  # [b',T']
+    for block in blocks:
+        (b, S), T = block.queries.shape, block.keys.shape[1]
         # Gathered with F.embedding: the backward pass of indexing is many times slower on a CPU.
-        rows = F.embedding(block, every).view(*block.shape, -1, E).transpose(1, 2)  # [b',H+2N,T',E]
-        query, key, value = torch.split(rows, [H, N, N], 1)
-        # Right padding is seen by nobody who counts, so plain causal attention will do.
-        said = F.scaled_dot_product_attention(
-            query, key, value, is_causal=True, scale=attention.scaling, enable_gqa=N != H
-        )
-        heard.append(said.transpose(1, 2).reshape(-1, H * E))
-    return F.embedding(tree.first, torch.cat(heard))
+        q = F.embedding(block.queries, query.flatten(1)).view(b, S, H, E).transpose(1, 2)  # [b,H,S,E]
+        k, v = F.embedding(block.keys, pair.flatten(1)).view(b, T, N, 2 * E).transpose(1, 2).chunk(2, -1)
+        if block.bias is None:
+            said = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=N != H)
+        else:
+            said = _masked(q, k, v, block.bias, scale)
+        heard.append(said.transpose(1, 2).reshape(b * S, H * E))
+    return torch.cat(heard)
+
+
+def _masked(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
+    """Attention in plain products, ``[b,H,S,E]``: on a CPU faster than the fused kernel, and keeps its weights."""
+    (b, H, S, E), (N, T) = q.shape, k.shape[1:3]
+    q, k, v = q.reshape(b * N, -1, E), k.reshape(b * N, T, E), v.reshape(b * N, T, E)
+    agreement = torch.bmm(q * scale, k.transpose(1, 2)).view(b, H, S, T).add_(bias[:, None])
+    weights = torch.softmax(agreement, -1).view(b * N, -1, T)
+    return torch.bmm(weights, v).view(b, H, S, E)

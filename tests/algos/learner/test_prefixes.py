@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from algos.learner.prefixes import PADDED, prefix_tree, tree_buckets
+from algos.learner.prefixes import PADDED, attention_blocks, prefix_tree, tree_buckets
 
 ROWS = st.lists(st.lists(st.integers(0, 2), max_size=7), min_size=1, max_size=8)  # three tokens: much in common
 
@@ -40,14 +40,40 @@ def test_a_node_is_a_place_and_all_before_it(rows: list[list[int]], pad: int, or
         assert len(path) == len(beginnings(rows))
 
 
-@given(ROWS, st.integers(0, 2))
-def test_every_row_is_in_one_block_and_every_node_is_found_there(rows: list[list[int]], pad: int) -> None:
+@given(ROWS, st.integers(0, 2), st.booleans(), st.data())
+def test_every_node_that_asks_sees_its_path_and_nothing_else(
+    rows: list[list[int]], pad: int, causal: bool, data: st.DataObject
+) -> None:
     tree = prefix_tree(*padded(rows, pad))
-    assert sum(map(len, tree.blocks)) == sum(map(bool, rows))
-    where = torch.cat([block.reshape(-1) for block in tree.blocks])
-    assert torch.equal(where[tree.first], torch.arange(len(tree.tokens)))
-    column = torch.cat([torch.arange(block.shape[1]).repeat(len(block)) for block in tree.blocks])
-    assert torch.equal(column[tree.first], tree.position)  # not a padded place, which holds node 0 anywhere
+    asks = data.draw(st.lists(st.booleans(), min_size=len(tree.tokens), max_size=len(tree.tokens)))
+    asking = torch.tensor(asks, dtype=torch.bool).nonzero().squeeze(1)
+    assume(len(asking))
+    blocks, where = attention_blocks(tree, asking, causal=causal)
+    places = [(block, row, query) for block in blocks for row in range(len(block.keys))
+              for query in range(block.queries.shape[1])]  # fmt: skip
+    for number, (node, at) in enumerate(zip(asking.tolist(), where.tolist(), strict=True)):
+        block, row, query = places[at]
+        assert int(block.queries[row, query]) == number
+        if block.bias is None:
+            assert block.queries.shape == block.keys.shape
+            seen = block.keys[row, : query + 1]
+        else:
+            assert set(block.bias[row, query].tolist()) <= {0.0, -torch.inf}
+            seen = block.keys[row][block.bias[row, query] == 0]
+        first = int(tree.place[node])
+        path = tree.node.view(-1)[first - int(tree.position[node]) : first + 1]
+        assert torch.equal(seen, path)
+
+
+def test_only_what_is_new_asks_and_rows_without_questions_are_left_out() -> None:
+    """Three rows of 4, 3 of them common: 4 + 1 + 0 queries; in plain causal attention 4 each."""
+    tokens = torch.tensor([[5, 6, 7, 1], [5, 6, 7, 2], [5, 6, 7, 2]])
+    tree = prefix_tree(tokens, torch.tensor([4, 4, 4]))
+    asking = torch.arange(5)
+    own, _ = attention_blocks(tree, asking, causal=False)
+    assert [tuple(block.queries.shape) for block in own] == [(1, 4), (1, 1)]
+    plain, _ = attention_blocks(tree, asking, causal=True)
+    assert [tuple(block.queries.shape) for block in plain] == [(2, 4)]
 
 
 @given(ROWS, st.integers(1, 30), st.integers(0, 2))

@@ -16,6 +16,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from algos.learner import trunk
 from algos.learner.prefixes import prefix_tree
 from algos.learner.scores import recomputing
 from algos.learner.trunk import hidden_before, on_tree
@@ -82,7 +83,12 @@ def states_and_gradients(model: PreTrainedModel, states: torch.Tensor) -> list[t
 
 @each_shape
 @pytest.mark.parametrize("ordered", [False, True])
-def test_states_and_gradients_are_those_of_the_plain_forward(config: Any, ordered: bool) -> None:
+@pytest.mark.parametrize("short", [512, 0])
+def test_states_and_gradients_are_those_of_the_plain_forward(
+    config: Any, ordered: bool, short: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both with plain products and with the fused kernel, which longer rows get."""
+    monkeypatch.setattr(trunk, "SHORT", short)
     model = model_of(config)
     decoder = model.get_decoder()
     tokens, action = conversations()
@@ -94,8 +100,9 @@ def test_states_and_gradients_are_those_of_the_plain_forward(config: Any, ordere
     ours = states_and_gradients(model, hidden_before(decoder, tokens, row, column))
     theirs = states_and_gradients(model, plain(decoder, tokens, row, column))
     for ours_of, theirs_of in zip(ours, theirs, strict=True):
-        assert theirs_of.abs().max() > 1e-3
-        torch.testing.assert_close(ours_of, theirs_of, rtol=1e-4, atol=2e-5)
+        largest = float(theirs_of.detach().abs().max())  # rounding grows with the numbers that are summed
+        assert largest > 1e-3
+        torch.testing.assert_close(ours_of, theirs_of, rtol=0, atol=1e-5 * max(1.0, largest))
 
 
 def test_what_is_common_is_computed_once_and_the_last_layer_answers_where_it_is_asked() -> None:
