@@ -116,7 +116,7 @@ def attention_blocks(tree: PrefixTree, asking: Tensor, *, causal: bool) -> tuple
 
 
 def _even(count: Tensor, width: Tensor) -> list[Tensor]:
-    """Rows that cost little more together than alone, though the largest S queries times T keys are computed for all."""
+    """Rows that cost little more together than alone, though all compute the most S queries times the most T keys."""
     order = (count * width).argsort(descending=True, stable=True)
     sizes = torch.stack([count, width], 1)[order].tolist()
     blocks, start, alone, most, longest = [], 0, 0, 0, 0
