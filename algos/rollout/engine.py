@@ -487,7 +487,7 @@ def checked_capacity(
             f"temperature = {temperature}: expected a positive number; to take the likeliest token each "
             "time, start lanes with sample_seed=None"
         )
-    context = getattr(model.config, "max_position_embeddings", None)
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if capacity is None and context is None:
         raise ConfigError(f"{type(model).__name__} names no context length; give a capacity (max_context)")
     return int(capacity or context or 0)

@@ -66,34 +66,38 @@ def check_attention(config: Any, capacity: int) -> None:
         ModelError: for encoder-decoders, recurrent or chunked layers, and RoPE that changes with the length.
         CapacityError: if ``capacity`` exceeds the context or a sliding window.
     """
-    context = getattr(config, "max_position_embeddings", None)
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(f"{config.model_type} is an encoder-decoder; expected a causal language model")
+    text = config.get_text_config()  # of a model that also sees or hears
+    context = getattr(text, "max_position_embeddings", None)
     if context is not None and capacity > context:
         raise CapacityError(
             f"a conversation of {capacity} tokens was asked for, but the model's context has {context}; "
             f"set max_context to at most {context}"
         )
-    if getattr(config, "is_encoder_decoder", False):
-        raise ModelError(f"{config.model_type} is an encoder-decoder; expected a causal language model")
-    kinds = set(getattr(config, "layer_types", None) or [])
+    kinds = set(getattr(text, "layer_types", None) or [])
     unknown = kinds - {"full_attention", "sliding_attention"}
     if unknown:
         raise ModelError(
-            f"{config.model_type} has layers of kind {', '.join(sorted(unknown))}; the rollout engine keeps "
+            f"{text.model_type} has layers of kind {', '.join(sorted(unknown))}; the rollout engine keeps "
             "keys and values of full attention only. Use a model with full attention."
         )
-    window = getattr(config, "sliding_window", None)
-    slides = "sliding_attention" in kinds or (not kinds and getattr(config, "use_sliding_window", True))
+    window = getattr(text, "sliding_window", None)
+    slides = "sliding_attention" in kinds or (not kinds and getattr(text, "use_sliding_window", True))
+    if "local" in (getattr(text, "attention_layers", None) or ()):  # GPT-Neo's own name for it
+        window, slides = text.window_size, True
     if window and slides and capacity > window:
         raise CapacityError(
-            f"{config.model_type} attends to the last {window} tokens only, and a conversation may have "
+            f"{text.model_type} attends to the last {window} tokens only, and a conversation may have "
             f"{capacity}; set max_context to at most {window}, where a sliding window is full attention"
         )
-    rope = getattr(config, "rope_parameters", None) or {}
-    if isinstance(rope, dict) and rope.get("rope_type") in ("dynamic", "longrope"):
-        raise ModelError(
-            f"{config.model_type} uses {rope['rope_type']} RoPE, whose angles change as a conversation "
-            "grows, so kept keys go stale. Set another rope_type in its config.json."
-        )
+    rope = getattr(text, "rope_parameters", None) or {}
+    for each in (rope, *rope.values()):  # one for all layers, or one for each kind of layer
+        if isinstance(each, dict) and each.get("rope_type") in ("dynamic", "longrope"):
+            raise ModelError(
+                f"{text.model_type} uses {each['rope_type']} RoPE, whose angles change as a conversation "
+                "grows, so kept keys go stale. Set another rope_type in its config.json."
+            )
 
 
 class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
@@ -276,7 +280,8 @@ def _try_out(forward: ModelForward, model: PreTrainedModel) -> None:
     except Exception as error:  # whatever an unforeseen architecture raises
         raise ModelError(
             f"{type(model).__name__} does not run on a cache of slots: {error!r}. Load it with "
-            "attn_implementation 'sdpa' or 'eager'; if it still fails, the rollout engine cannot serve it."
+            "attn_implementation 'sdpa' or 'eager'; if it still fails (ALiBi, a state of its own), the rollout engine "
+            "cannot serve it."
         ) from error
     expected = torch.stack([whole[0][3], whole[1][1], whole[0][4], whole[1][2]])
     difference = (torch.cat([pieces, steps]) - expected).abs().max().item()

@@ -97,7 +97,7 @@ class VllmEngine:
         self._asked: dict[str, int] = {}  # request -> lane
         self._count = 0
         self._spoilt = False  # keys and values that are not numbers are in vLLM's cache
-        context = getattr(model.config, "max_position_embeddings", None)
+        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         if context is not None and self.capacity > context:
             raise CapacityError(
                 f"a conversation of {self.capacity} tokens was asked for, but the model's context has {context}; "
