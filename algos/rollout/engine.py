@@ -296,33 +296,34 @@ class Engine:
         if not memory:
             present = cache_bytes(self._rows, self._columns, size)
             memory = present + SHARE * free_bytes(self._forward.device)
-        rows, columns = cache_shape(
-            needed,
-            slots=self.lanes,
-            columns=self._columns,
-            capacity=self.capacity,
-            token_bytes=size,
-            layers=self._layers,
-            memory=memory,
-        )
-        cause: Exception | None = None
-        while rows:
+        cause: BaseException | None = None
+        while True:
+            rows, columns = cache_shape(
+                needed,
+                slots=self.lanes,
+                columns=self._columns,
+                capacity=self.capacity,
+                token_bytes=size,
+                layers=self._layers,
+                memory=memory,
+            )
+            whole, one = (f"{cache_bytes(slots, columns, size) / 1e6:,.1f} MB" for slots in (self.lanes, 1))
+            there = f"{memory / 1e6:,.1f} MB may be used"
+            if not rows:
+                raise CapacityError(
+                    f"One conversation of {columns} tokens needs {one} for keys and values, and {there}, a layer's "
+                    "share of which is for moving them. Use a smaller max_context or model, free memory, or set the "
+                    "engine's."
+                ) from cause
             try:
                 self._forward.reserve(rows, columns)
                 break
-            except Exception as error:
+            except BaseException as error:  # the cache is empty then
                 self._forget(0, self.live)
                 self._rows = self._columns = 0
                 if not is_out_of_memory(error):
                     raise
-                cause, rows = error, rows // 2
-        whole, one = (f"{cache_bytes(slots, columns, size) / 1e6:,.1f} MB" for slots in (self.lanes, 1))
-        there = f"{memory / 1e6:,.1f} MB may be used"
-        if not rows:
-            raise CapacityError(
-                f"One conversation of {columns} tokens needs {one} for keys and values, and {there}, a layer's share "
-                "of which is for moving them. Use a smaller max_context or model, free memory, or set the engine's."
-            ) from cause
+                cause, memory = error, cache_bytes(rows, columns, size) / 2
         self._rows, self._columns = rows, columns
         self._large = 4 * cache_bytes(rows, columns, size) > memory
         self._short = (

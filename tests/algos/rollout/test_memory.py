@@ -139,7 +139,8 @@ def test_when_the_allocator_refuses_fewer_are_held(
     _limit_allocations(monkeypatch, most)
     with pytest.warns(CapacityWarning) as seen:
         same(talk(engine, count=9), free)
-    assert held(seen) == [3]  # half of seven
+    # Seven of 64 tokens; then seven of 200 are refused. Half of that are 703 columns, two thirds of them for 3 x 129.
+    assert held(seen) == [3]
     _limit_allocations(monkeypatch, 0)
     engine.refresh()
     engine.start(0, opening_of(0), 1)
@@ -149,6 +150,28 @@ def test_when_the_allocator_refuses_fewer_are_held(
     monkeypatch.undo()
     engine.release(0)
     same(talk(engine, count=9), free)
+
+
+def test_an_interrupt_while_the_cache_grows_harms_nothing(
+    models: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(self: torch.Tensor, *shape: Any, **settings: Any) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    engine = make(models["llama_mqa"], lanes=3, memory=memory_for(3, STEP, "llama_mqa"), eos_ids=[])
+    for lane in range(3):
+        engine.start(lane, opening_of(lane), 1000 + lane)
+    assert len(engine.advance()) == 3  # something is cached
+    for lane in range(3):
+        engine.append(lane, [5] * 40)
+    monkeypatch.setattr(torch.Tensor, "new_zeros", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        engine.advance()
+    monkeypatch.undo()
+    for lane in range(3):
+        engine.release(lane)
+    expected = talk(make(models["llama_mqa"], lanes=1, eos_ids=[]), count=1)
+    same(talk(engine, count=1), expected)
 
 
 def _limit_allocations(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
