@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from algos.policies.load import Policy
@@ -43,8 +43,8 @@ def memory_for(slots: int, columns: int, name: str) -> int:
 
 
 def make(model: Any, lanes: int = 8, **changes: Any) -> Engine:
-    settings: dict[str, Any] = {"eos_ids": EOS, "lanes": lanes, "capacity": 200, "max_turn_tokens": 12}
-    return Engine(model, **settings | changes)
+    options: dict[str, Any] = {"eos_ids": EOS, "lanes": lanes, "capacity": 200, "max_turn_tokens": 12}
+    return Engine(model, **options | changes)
 
 
 def held(seen: pytest.WarningsRecorder) -> list[int]:
@@ -89,9 +89,9 @@ def test_a_cache_that_can_grow_no_more_parks_conversations_in_the_middle(models:
 
 def test_a_turn_goes_on_where_it_was_parked(models: dict[str, Any]) -> None:
     # One long turn, so that the cache has to give up conversations that have said half of it.
-    settings: dict[str, Any] = {"lanes": 4, "eos_ids": [], "max_turn_tokens": 100}
-    free = talk(make(models["llama_mqa"], **settings), count=4, turns=1)
-    tight = make(models["llama_mqa"], **settings, memory=memory_for(4, STEP, "llama_mqa"))
+    options: dict[str, Any] = {"lanes": 4, "eos_ids": [], "max_turn_tokens": 100}
+    free = talk(make(models["llama_mqa"], **options), count=4, turns=1)
+    tight = make(models["llama_mqa"], **options, memory=memory_for(4, STEP, "llama_mqa"))
     with pytest.warns(CapacityWarning):
         same(talk(tight, count=4, turns=1), free)
 
@@ -155,7 +155,7 @@ def test_when_the_allocator_refuses_fewer_are_held(
 def test_an_interrupt_while_the_cache_grows_harms_nothing(
     models: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(self: torch.Tensor, *shape: Any, **settings: Any) -> torch.Tensor:
+    def interrupted(self: torch.Tensor, *shape: Any, **options: Any) -> torch.Tensor:
         raise KeyboardInterrupt
 
     engine = make(models["llama_mqa"], lanes=3, memory=memory_for(3, STEP, "llama_mqa"), eos_ids=[])
@@ -179,8 +179,8 @@ def _limit_allocations(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     zeros, new_zeros = torch.zeros, torch.Tensor.new_zeros
 
     def limited(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        def allocate(*args: Any, **settings: Any) -> torch.Tensor:
-            made = make(*args, **settings)
+        def allocate(*args: Any, **options: Any) -> torch.Tensor:
+            made = make(*args, **options)
             if made.ndim == 4 and made.nbytes > most:  # keys and values
                 torch.empty(1 << 60)
             return made
@@ -208,6 +208,47 @@ def test_who_waits_for_a_user_gives_way_to_who_speaks(models: dict[str, Any]) ->
     alone = talk(make(models["llama_mqa"]), count=6, turns=2)
     assert first == {lane: talks.turns[0][1].ids.tolist() for lane, talks in alone.items()}
     assert second == {lane: alone[lane].turns[1][1].ids.tolist() for lane in (0, 3, 5)}
+
+
+@pytest.mark.filterwarnings("ignore::convgym.errors.CapacityWarning")
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 4), st.sampled_from([64, 100, 150]))
+def test_whoever_answers_and_leaves_whenever_the_same_is_said(
+    models: dict[str, Any], alone: dict[int, Talk], seed: int, slots: int, columns: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    engine = make(models["llama_mqa"], lanes=6, memory=max(memory_for(slots, columns, "llama_mqa"), ENOUGH))
+    waiting = list(range(10))
+    quiet: dict[int, int] = {}  # who waits for an answer, and how many turns it has had
+    turns = dict.fromkeys(waiting, 0)
+    while waiting or engine.live:
+        while waiting and engine.live < 6 and rng.random() < 0.7:
+            lane = waiting.pop(0)
+            engine.start(lane, opening_of(lane), 1000 + lane)
+        for turn in engine.advance():
+            expected = alone[turn.lane].turns[turns[turn.lane]][1]
+            assert turn.ids.tolist() == expected.ids.tolist()
+            turns[turn.lane] += 1
+            quiet[turn.lane] = turns[turn.lane]
+        for lane in [lane for lane in quiet if rng.random() < 0.4]:
+            said = quiet.pop(lane)
+            if said == 3 or rng.random() < 0.1:
+                engine.release(lane)
+            else:
+                engine.append(lane, reply_of(lane, said))
+        if rng.random() < 0.05 and engine.live:  # interrupted in its turn
+            lane = int(rng.choice([*engine._slot]))
+            quiet.pop(lane, None)
+            engine.release(lane)
+    assert engine.advance() == []
+
+
+ENOUGH = memory_for(1, 192, "llama_mqa")  # for the longest one
+
+
+@pytest.fixture(scope="module")
+def alone(models: dict[str, Any]) -> dict[int, Talk]:
+    return talk(make(models["llama_mqa"], lanes=1), count=10)
 
 
 def test_the_oldest_goes_first(models: dict[str, Any]) -> None:
@@ -349,8 +390,8 @@ def test_a_cache_has_what_is_needed_and_moves_within_the_memory(
     ],
 )
 def test_the_shape_of_a_cache(needed: int, columns: int, memory: float, shape: tuple[int, int]) -> None:
-    settings: dict[str, Any] = {"slots": 8, "capacity": 1000, "token_bytes": 10, "layers": 4}
-    assert cache_shape(needed, columns=columns, memory=memory, **settings) == shape
+    options: dict[str, Any] = {"slots": 8, "capacity": 1000, "token_bytes": 10, "layers": 4}
+    assert cache_shape(needed, columns=columns, memory=memory, **options) == shape
 
 
 def group(folder: Path, limit: str, used: int, inactive: int) -> None:
