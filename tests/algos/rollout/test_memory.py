@@ -288,11 +288,13 @@ def test_without_a_limit_memory_is_counted_by_what_is_free(
     models: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = talk(make(models["llama_mqa"]), count=9)
-    left = memory_for(3, STEP, "llama_mqa") / 0.9
-    monkeypatch.setattr("algos.rollout.engine.free_bytes", lambda device: left)
+    engine = make(models["llama_mqa"])
+    total = 325 * TOKEN["llama_mqa"]  # a machine with room for so many tokens, and nothing else on it
+    monkeypatch.setattr("algos.rollout.engine.free_bytes", lambda device: total - _bytes(engine))
     with pytest.warns(CapacityWarning) as seen:
-        same(talk(make(models["llama_mqa"]), count=9), free)
-    assert held(seen)[0] == 3
+        same(talk(engine, count=9), free)
+    # 2/3 of 0.9 x 325 are 195 = 3 x 65 columns; then 2/3 of 195 + 0.9 x 130 are 208 = 129 and some.
+    assert held(seen) == [3, 1]
 
 
 # -- the collector -----------------------------------------------------------------------------------------------------
