@@ -53,6 +53,10 @@ class CapacityError(ConvgymError):
     """A conversation or a batch that does not fit into the context, the cache or the memory."""
 
 
+class CapacityWarning(UserWarning):
+    """The memory does not suffice for all that was asked for at once; what fits is done first, and the rest after."""
+
+
 class EnvError(ConvgymError):
     """A misuse of an environment, e.g. stepping before the first reset."""
 

@@ -9,6 +9,11 @@ Lanes live in *slots* of the cache, and live slots are kept in front: decoding r
     without
 copying it, and costs little when few conversations are left.
 
+Memory grows with what conversations really use. Where it does not suffice for all lanes, the first slots hold as many
+conversations as fit. The others are *parked*: what was said is kept, keys and values are not, and when a slot falls
+vacant the conversation is fed again. A parked conversation that has something to say goes before one that waits for
+its user's answer, and among themselves the oldest goes first.
+
 Sampling is reproducible: the uniform that picks a token depends on the lane's seed and on the token's
     position and on
 nothing else, so that neither the number of lanes nor the order of their turns changes what is sampled
@@ -17,7 +22,8 @@ nothing else, so that neither the number of lanes nor the order of their turns c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -27,9 +33,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from algos.learner.faults import is_out_of_memory
 from algos.rollout.forward import make_forward
+from algos.rollout.memory import SHARE, cache_bytes, cache_shape, free_bytes
 from algos.rollout.sampling import sample, uniforms
-from convgym.errors import CapacityError, ConfigError, DivergedError
+from convgym.errors import CapacityError, CapacityWarning, ConfigError, DivergedError
 
 CHUNK = 64  # forced tokens of a lane that are fed at once: bounds what padding wastes
 PREFILL = 2048  # forced tokens of all lanes that are fed at once: bounds memory
@@ -97,6 +105,8 @@ class Engine:
         temperature: Divides the logits; log-probabilities are those of the resulting distribution.
         max_turn_tokens: Most tokens in a turn, the EOS included.
         lean: Forces (True) or forbids (False) the fast path; by default it is used where it is exact.
+        memory: Most bytes for keys and values; by default nine tenths of what is free when they need more. If not all
+            lanes fit, a ``CapacityWarning`` says how many do, and the others wait their turn: the tokens are the same.
 
     Raises:
         ConfigError: for an illegal number.
@@ -114,21 +124,32 @@ class Engine:
         temperature: float = 1.0,
         max_turn_tokens: int = 64,
         lean: bool | None = None,
+        memory: int | None = None,
     ) -> None:
         self.lanes = lanes
         self.capacity = checked_capacity(model, lanes, capacity, temperature, max_turn_tokens)
+        if memory is not None and memory < 1:
+            raise ConfigError(f"memory = {memory}: expected at least 1 byte, or None for what is free")
         self.temperature, self.max_turn_tokens = temperature, max_turn_tokens
         self._forward = make_forward(model, lanes, self.capacity, lean)
         self._eos = np.array(sorted(eos_ids), dtype=np.int64)
+        self._layers = model.config.get_text_config().num_hidden_layers
+        self._memory = memory
+        self._rows = self._columns = 0  # slots and tokens that the cache has room for
+        self._large = False  # the cache takes so much that others may miss it
+        self._short = ""  # what is to be said if more conversations are live than fit
+        self._warned: set[int] = set()
+        self._started = 0
         # Host state by slot; the live slots are the first ones.
         self._lane = np.full(lanes, -1)
+        self._number = np.zeros(lanes, np.int64)  # conversations in the order of their start
         self._cached = np.zeros(lanes, np.int64)  # tokens whose keys and values are in the cache
         self._known = np.zeros(lanes, np.int64)  # tokens of the conversation so far
         self._history = np.zeros((lanes, self.capacity), np.int64)
         self._seed = np.zeros(lanes, np.uint64)
         self._greedy = np.zeros(lanes, np.bool_)
         self._speaking = np.zeros(lanes, np.bool_)
-        self._opening = np.zeros(lanes, np.bool_)  # nothing sampled yet: a prefix may be shared
+        self._opening = np.zeros(lanes, np.bool_)  # fed from its beginning: a prefix may be shared
         self._said = np.zeros(lanes, np.int64)  # tokens sampled in this turn
         self._logp = np.zeros((lanes, max_turn_tokens), np.float32)
         self._slot: dict[int, int] = {}
@@ -149,13 +170,12 @@ class Engine:
         Raises:
             CapacityError: if ``ids`` leave no room for a turn, or no lane is free.
         """
-        if lane in self._slot:
-            raise CapacityError(f"lane {lane} is busy; release it before starting another conversation")
-        if self.live == self.lanes:
-            raise CapacityError(f"all {self.lanes} lanes are busy; release one first")
-        slot = self.live
+        check_start(lane, self._slot, self.lanes)
         check_room(0, ids, self.capacity)
+        slot = self.live
         self._slot[lane], self._lane[slot] = slot, lane
+        self._number[slot] = self._started
+        self._started += 1
         self._cached[slot] = self._known[slot] = 0
         self._opening[slot] = True
         self._greedy[slot] = sample_seed is None
@@ -186,6 +206,9 @@ class Engine:
         self._lane[last] = -1
         self._cached[last] = 0
         self._speaking[last] = False
+        if not self.live and self._large:  # the learner's turn
+            self._forward.reserve(0, 0)
+            self._rows = self._columns = 0
 
     def refresh(self) -> None:
         """Takes over the model's present weights. Keys and values of the old ones are forgotten.
@@ -198,6 +221,7 @@ class Engine:
                 f"{self.live} conversations are live; release them before refreshing the weights"
             )
         self._forward.refresh()
+        self._rows = self._columns = 0
 
     def close(self) -> None:
         """Does nothing: all it holds is memory of its own."""
@@ -210,8 +234,11 @@ class Engine:
 
         Raises:
             DivergedError: if the model's logits are not numbers.
+            CapacityError: if the memory does not suffice for a single conversation. Nothing is lost: it goes on once
+                there is more, and can be released.
         """
         while self._speaking[: self.live].any():
+            self._make_room()
             ended = self._prefill()
             if not ended:
                 ended = self._decode()
@@ -219,9 +246,101 @@ class Engine:
                 return [self._turn(slot) for slot in ended]
         return []
 
+    @property
+    def _held(self) -> int:
+        """Number of conversations that have a slot in the cache: the first ones; those behind them are parked."""
+        return min(self.live, self._rows)
+
+    def _make_room(self) -> None:
+        """Sees that the cache has room for what is fed next and for one sampled token more.
+
+        Raises:
+            CapacityError: if not one conversation fits.
+        """
+        while True:
+            self._seat()
+            speaking = self._speaking[: self._held or self.live]
+            needed = int(self._known[: len(speaking)][speaking].max()) + 1
+            if needed <= self._columns:
+                break
+            self._grow(needed)
+        if self._rows < self.live and self._rows not in self._warned:
+            self._warned.add(self._rows)
+            warnings.warn(self._short, CapacityWarning, stacklevel=3)
+
+    def _seat(self) -> None:
+        """Gives slots whose conversation waits for an answer, or is not fed yet, to the oldest ones that speak."""
+        if self._held == self.live or not self._rows:
+            return
+        vacant = np.flatnonzero((~self._speaking | (self._cached == 0))[: self._rows])
+        parked = np.arange(self._rows, self.live)
+        queue = np.concatenate([vacant, parked])
+        queue = queue[self._speaking[queue]]
+        queue = queue[np.argsort(self._number[queue])][: len(vacant)]
+        leaving = np.setdiff1d(vacant, queue)
+        leaving = leaving[np.argsort(self._cached[leaving], kind="stable")]  # the cheapest to feed again go first
+        for here, there in zip(leaving.tolist(), queue[queue >= self._rows].tolist()):
+            for state in self._states():
+                state[[here, there]] = state[[there, here]]
+            self._slot[int(self._lane[here])], self._slot[int(self._lane[there])] = here, there
+            self._forget(there, there + 1)
+
+    def _grow(self, needed: int) -> None:
+        """Makes the cache ``needed`` columns wide at least, with as many slots as fit.
+
+        Raises:
+            CapacityError: if none does.
+        """
+        size = self._forward.token_bytes
+        memory: float = self._memory or 0
+        if not memory:
+            present = cache_bytes(self._rows, self._columns, size)
+            memory = present + SHARE * free_bytes(self._forward.device)
+        cause: BaseException | None = None
+        while True:
+            rows, columns = cache_shape(
+                needed,
+                slots=self.lanes,
+                columns=self._columns,
+                capacity=self.capacity,
+                token_bytes=size,
+                layers=self._layers,
+                memory=memory,
+            )
+            whole, one = (f"{cache_bytes(slots, columns, size) / 1e6:,.1f} MB" for slots in (self.lanes, 1))
+            there = f"{memory / 1e6:,.1f} MB may be used"
+            if not rows:
+                raise CapacityError(
+                    f"One conversation of {columns} tokens needs {one} for keys and values, and {there}, a layer's "
+                    "share of which is for moving them. Use a smaller max_context or model, free memory, or set the "
+                    "engine's."
+                ) from cause
+            try:
+                self._forward.reserve(rows, columns)
+                break
+            except BaseException as error:  # the cache is empty then
+                self._forget(0, self.live)
+                self._rows = self._columns = 0
+                if not is_out_of_memory(error):
+                    raise
+                cause, memory = error, cache_bytes(rows, columns, size) / 2
+        self._rows, self._columns = rows, columns
+        self._large = 4 * cache_bytes(rows, columns, size) > memory
+        self._short = (
+            f"{self.lanes} lanes of {columns} tokens need {whole} for keys and values, and {there}: {rows} are held at "
+            "a time, and the others wait their turn. The tokens are the same; it takes longer. Use fewer lanes or a "
+            "smaller max_context, or set the engine's memory."
+        )
+        self._forget(rows, self.live)
+
+    def _forget(self, first: int, last: int) -> None:
+        """Parks the conversations of these slots: they are fed again when they have a slot in the cache."""
+        self._cached[first:last] = 0
+        self._opening[first:last] = True
+
     def _decode(self) -> list[int]:
         """One token for every speaking lane; returns the slots whose turn ended."""
-        n = self.live
+        n = self._held
         speaking = np.flatnonzero(self._speaking[:n])
         # Where each slot's last token goes; what silent slots write there is overwritten later.
         at = self._cached[:n]
@@ -237,7 +356,7 @@ class Engine:
             # A lane that decodes has one token to feed, its last; more than that is forced.
             behind = self._known - self._cached
             behind[self.live :] = 0
-            waiting = np.flatnonzero(self._speaking & ((behind > 1) | (self._said == 0)))
+            waiting = np.flatnonzero((self._speaking & ((behind > 1) | (self._said == 0)))[: self._held])
             if not len(waiting):
                 return ended
             self._share_prefixes(waiting)
@@ -336,6 +455,7 @@ class Engine:
     def _states(self) -> tuple[NDArray[np.generic], ...]:
         return (
             self._lane,
+            self._number,
             self._cached,
             self._known,
             self._history,
@@ -368,10 +488,27 @@ def checked_capacity(
             f"temperature = {temperature}: expected a positive number; to take the likeliest token each "
             "time, start lanes with sample_seed=None"
         )
-    context = getattr(model.config, "max_position_embeddings", None)
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if capacity is None and context is None:
         raise ConfigError(f"{type(model).__name__} names no context length; give a capacity (max_context)")
     return int(capacity or context or 0)
+
+
+def check_start(lane: int, busy: Collection[int], lanes: int) -> None:
+    """Looks whether a conversation can begin in a lane.
+
+    Args:
+        lane: Where.
+        busy: Lanes that have one.
+        lanes: How many there are.
+
+    Raises:
+        CapacityError: if not.
+    """
+    if lane in busy:
+        raise CapacityError(f"lane {lane} is busy; release it before starting another conversation")
+    if len(busy) == lanes:
+        raise CapacityError(f"all {lanes} lanes are busy; release one first")
 
 
 def check_room(known: int, ids: Sequence[int], capacity: int) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from algos.rollout.lean import LeanForward, is_lean
+from algos.rollout.lean import FIRST, LeanForward, is_lean
 from convgym.errors import CapacityError, ModelError
 
 
@@ -25,6 +25,9 @@ class Forward(Protocol):
 
     device: torch.device
 
+    @property
+    def token_bytes(self) -> int: ...
+    def reserve(self, slots: int, columns: int) -> None: ...
     def step(self, tokens: Tensor, positions: Tensor, live: int) -> Tensor: ...
     def extend(self, tokens: Tensor, positions: Tensor, slots: Tensor, live: int) -> Tensor: ...
     def copy(self, source: int, target: int, length: int) -> None: ...
@@ -52,7 +55,7 @@ def make_forward(model: PreTrainedModel, slots: int, capacity: int, lean: bool |
     if is_lean(model) if lean is None else lean:
         return LeanForward(model, slots, capacity)
     forward = ModelForward(model, slots, capacity)
-    _try_out(model)
+    _try_out(forward, model)
     return forward
 
 
@@ -63,34 +66,38 @@ def check_attention(config: Any, capacity: int) -> None:
         ModelError: for encoder-decoders, recurrent or chunked layers, and RoPE that changes with the length.
         CapacityError: if ``capacity`` exceeds the context or a sliding window.
     """
-    context = getattr(config, "max_position_embeddings", None)
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(f"{config.model_type} is an encoder-decoder; expected a causal language model")
+    text = config.get_text_config()  # of a model that also sees or hears
+    context = getattr(text, "max_position_embeddings", None)
     if context is not None and capacity > context:
         raise CapacityError(
             f"a conversation of {capacity} tokens was asked for, but the model's context has {context}; "
             f"set max_context to at most {context}"
         )
-    if getattr(config, "is_encoder_decoder", False):
-        raise ModelError(f"{config.model_type} is an encoder-decoder; expected a causal language model")
-    kinds = set(getattr(config, "layer_types", None) or [])
+    kinds = set(getattr(text, "layer_types", None) or [])
     unknown = kinds - {"full_attention", "sliding_attention"}
     if unknown:
         raise ModelError(
-            f"{config.model_type} has layers of kind {', '.join(sorted(unknown))}; the rollout engine keeps "
+            f"{text.model_type} has layers of kind {', '.join(sorted(unknown))}; the rollout engine keeps "
             "keys and values of full attention only. Use a model with full attention."
         )
-    window = getattr(config, "sliding_window", None)
-    slides = "sliding_attention" in kinds or (not kinds and getattr(config, "use_sliding_window", True))
+    window = getattr(text, "sliding_window", None)
+    slides = "sliding_attention" in kinds or (not kinds and getattr(text, "use_sliding_window", True))
+    if "local" in (getattr(text, "attention_layers", None) or ()):  # GPT-Neo's own name for it
+        window, slides = text.window_size, True
     if window and slides and capacity > window:
         raise CapacityError(
-            f"{config.model_type} attends to the last {window} tokens only, and a conversation may have "
+            f"{text.model_type} attends to the last {window} tokens only, and a conversation may have "
             f"{capacity}; set max_context to at most {window}, where a sliding window is full attention"
         )
-    rope = getattr(config, "rope_parameters", None) or {}
-    if isinstance(rope, dict) and rope.get("rope_type") in ("dynamic", "longrope"):
-        raise ModelError(
-            f"{config.model_type} uses {rope['rope_type']} RoPE, whose angles change as a conversation "
-            "grows, so kept keys go stale. Set another rope_type in its config.json."
-        )
+    rope = getattr(text, "rope_parameters", None) or {}
+    for each in (rope, *rope.values()):  # one for all layers, or one for each kind of layer
+        if isinstance(each, dict) and each.get("rope_type") in ("dynamic", "longrope"):
+            raise ModelError(
+                f"{text.model_type} uses {each['rope_type']} RoPE, whose angles change as a conversation "
+                "grows, so kept keys go stale. Set another rope_type in its config.json."
+            )
 
 
 class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
@@ -110,8 +117,6 @@ class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        if self.keys.shape[2] <= self.lanes.room:
-            self.keys, self.values = self._grown(self.keys), self._grown(self.values)
         rows, positions, live = self.lanes.rows, self.lanes.positions, self.lanes.live
         for cache, new in ((self.keys, key_states), (self.values, value_states)):
             cache[rows[:, None], :, positions] = new.transpose(1, 2)  # [m,q,heads,width]
@@ -123,9 +128,16 @@ class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         shape = (self.lanes.slots, like.shape[1], self.lanes.room + 1, like.shape[3])
         return torch.zeros(shape, dtype=like.dtype, device=like.device)
 
-    def _grown(self, old: Tensor) -> Tensor:
+    def resize(self) -> None:
+        """Takes the size that ``lanes`` has now; layers that the model never writes to have none."""
+        if self.is_initialized:
+            self.keys = self._resized(self.keys)
+            self.values = self._resized(self.values)
+
+    def _resized(self, old: Tensor) -> Tensor:
         new = self._empty(old)
-        new[:, :, : old.shape[2] - 1] = old[:, :, :-1]
+        rows, columns = min(len(new), len(old)), min(new.shape[2], old.shape[2]) - 1
+        new[:rows, :, :columns] = old[:rows, :, :columns]
         return new
 
     def get_seq_length(self) -> int:
@@ -144,18 +156,32 @@ class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 class LaneCache(Cache):
     """A cache whose rows have their own write positions; ``rows``, ``positions`` and ``live`` say where."""
 
-    def __init__(self, layers: int, slots: int, capacity: int) -> None:
+    def __init__(self, layers: int, capacity: int) -> None:
         self.lanes = [_Layer(self) for _ in range(layers)]
         super().__init__(layers=list(self.lanes))
-        self.slots, self.capacity = slots, capacity
-        self.room = min(capacity, 255)
+        self.capacity = capacity
+        self.slots = self.room = 0
         self.rows = self.positions = torch.empty(0, dtype=torch.int64)
         self.live, self.prefix = 0, False
 
-    def reserve(self, live: int) -> None:
-        """Makes room for ``live`` columns; layers grow when they are next written to."""
-        if live > self.room:
-            self.room = min(max(live, 2 * self.room), self.capacity)
+    def resize(self, slots: int, room: int) -> None:
+        """Gives all layers this size, one after the other, and keeps what fits.
+
+        If an allocation fails, the cache is empty.
+        """
+        self.slots, self.room = slots, room
+        try:
+            for layer in self.lanes:
+                layer.resize()
+        except BaseException:
+            self.resize(0, 0)
+            raise
+
+
+    def parts(self) -> list[Tensor]:
+        """Keys and values of all layers that the model has written to."""
+        layers = [layer for layer in self.lanes if layer.is_initialized]
+        return [part for layer in layers for part in (layer.keys, layer.values)]
 
 
 class ModelForward:
@@ -170,12 +196,21 @@ class ModelForward:
     def __init__(self, model: PreTrainedModel, slots: int, capacity: int) -> None:
         self.device = torch.device(model.device)
         self._model, self._slots, self._capacity = model, slots, capacity
-        self.refresh()
+        self._cache = LaneCache(model.config.get_text_config().num_hidden_layers, capacity)
 
     def refresh(self) -> None:
         """Empties the cache; the weights are the model's own."""
-        text = self._model.config.get_text_config()
-        self._cache = LaneCache(text.num_hidden_layers, self._slots, self._capacity)
+        self.reserve(0, 0)
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one token's keys and values in all layers; known once the model has run."""
+        return sum(part.shape[1] * part.shape[3] * part.element_size() for part in self._cache.parts())
+
+    @torch.inference_mode()
+    def reserve(self, slots: int, columns: int) -> None:
+        """Gives the cache this size, and keeps what fits; see ``LeanForward.reserve``."""
+        self._cache.resize(slots, columns)
 
     def step(self, tokens: Tensor, positions: Tensor, live: int) -> Tensor:
         """One token for each of the first n slots; logits [n,V]."""
@@ -191,14 +226,14 @@ class ModelForward:
     @torch.inference_mode()
     def copy(self, source: int, target: int, length: int) -> None:
         """Copies the first ``length`` columns of a slot to another."""
-        for layer in self._cache.lanes:
-            for cache in (layer.keys, layer.values):
-                cache[target, :, :length] = cache[source, :, :length]
+        for cache in self._cache.parts():
+            cache[target, :, :length] = cache[source, :, :length]
 
     @torch.inference_mode()
     def _run(self, tokens: Tensor, positions: Tensor, slots: Tensor, live: int) -> Tensor:
         cache = self._cache
-        cache.reserve(live)
+        if live > cache.room:  # whoever calls has not reserved them
+            self.reserve(self._slots, min(max(live, 2 * cache.room, FIRST), self._capacity))
         padded = positions < 0
         cache.rows, cache.live = slots, live
         cache.positions = torch.where(padded, cache.room, positions)
@@ -221,13 +256,13 @@ class ModelForward:
 
 
 @torch.inference_mode()
-def _try_out(model: PreTrainedModel) -> None:
+def _try_out(forward: ModelForward, model: PreTrainedModel) -> None:
     """Feeds two conversations of different lengths in ragged pieces, and compares with plain forwards.
 
     Raises:
         ModelError: if the model fails, or its logits differ.
     """
-    forward = ModelForward(model, slots=2, capacity=8)
+    forward.reserve(slots=2, columns=8)
     ids = (torch.arange(12, device=forward.device) * 7 + 3).view(
         2, 6
     ) % model.config.get_text_config().vocab_size
@@ -245,7 +280,8 @@ def _try_out(model: PreTrainedModel) -> None:
     except Exception as error:  # whatever an unforeseen architecture raises
         raise ModelError(
             f"{type(model).__name__} does not run on a cache of slots: {error!r}. Load it with "
-            "attn_implementation 'sdpa' or 'eager'; if it still fails, the rollout engine cannot serve it."
+            "attn_implementation 'sdpa' or 'eager'; if it still fails (ALiBi, a state of its own), the rollout engine "
+            "cannot serve it."
         ) from error
     expected = torch.stack([whole[0][3], whole[1][1], whole[0][4], whole[1][2]])
     difference = (torch.cat([pieces, steps]) - expected).abs().max().item()
@@ -255,3 +291,4 @@ def _try_out(model: PreTrainedModel) -> None:
             f"{type(model).__name__} gives other logits on a cache of slots (by {difference:.3g}): it does "
             "not respect explicit positions and masks (ALiBi, recurrent state), so it cannot be served"
         )
+    forward.refresh()

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 ROUND = 16  # live columns are rounded up to this: few distinct shapes, aligned rows
+FIRST = 255  # columns of a cache that begins to grow
 
 
 class _Layer(NamedTuple):
@@ -71,6 +72,7 @@ class LeanForward:
         self._width = model.model.layers[0].self_attn.head_dim
         self._eps, self._hidden = config.rms_norm_eps, config.hidden_size
         self._columns = torch.arange(capacity + ROUND + 1, device=self.device)
+        self._rows = self._room = 0  # slots and columns of the cache
         self.refresh()
 
     def refresh(self) -> None:
@@ -82,9 +84,7 @@ class LeanForward:
             self._embedding = trunk.embed_tokens.weight.detach()
             self._norm = trunk.norm.weight.detach()
             self._head = self._model.lm_head.weight.detach().t().contiguous()  # [D, V]
-            self._cache: list[Tensor] = []  # per layer [slots, N, columns, 2E]: key and value side by side
-            self._room = 0
-            self._reserve(min(self._capacity, 255))
+        self._empty()
 
     @torch.inference_mode()
     def step(self, tokens: Tensor, positions: Tensor, live: int) -> Tensor:
@@ -182,17 +182,42 @@ class LeanForward:
         rows: Tensor = (slots[:, None] * N + heads) * columns + positions[:, None]
         return rows.view(-1)
 
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one token's keys and values in all layers."""
+        size: int = len(self._layers) * self._kv_heads * 2 * self._width * self._head.element_size()
+        return size
+
+    @torch.inference_mode()
+    def reserve(self, slots: int, columns: int) -> None:
+        """Gives the cache this size, and keeps what fits; padding writes to one column more.
+
+        Layer by layer: at the most there are the new cache and one layer of the old one. If an allocation fails, the
+        cache is empty.
+        """
+        rows, kept = min(slots, self._rows), min(columns, self._room)
+        try:
+            for index in range(len(self._cache)):
+                old = self._cache[index]
+                new = old.new_zeros((slots, self._kv_heads, columns + 1, 2 * self._width))
+                new[:rows, :, :kept] = old[:rows, :, :kept]
+                self._cache[index] = new
+            self._rotations = self._rotation_table(columns + 1)
+        except BaseException:
+            self._empty()
+            raise
+        self._rows, self._room = slots, columns
+
+    def _empty(self) -> None:
+        """Forgets all keys and values."""
+        shape = (0, self._kv_heads, 1, 2 * self._width)  # per layer [slots, N, columns, 2E]: key and value side by side
+        self._cache = [torch.zeros(shape, device=self.device, dtype=self._head.dtype) for _ in self._layers]
+        self._rows = self._room = 0
+
     def _reserve(self, live: int) -> None:
-        """Grows the cache (doubling) until ``live`` columns fit; padding writes to one column more."""
-        if live <= self._room:
-            return
-        room = min(max(live, 2 * self._room), self._capacity)
-        shape = (self._slots, self._kv_heads, room + 1, 2 * self._width)
-        grown = [torch.zeros(shape, device=self.device, dtype=self._head.dtype) for _ in self._layers]
-        for new, old in zip(grown, self._cache):
-            new[:, :, : self._room] = old[:, :, : self._room]
-        self._cache, self._room = grown, room
-        self._rotations = self._rotation_table(room + 1)
+        """Grows the cache (doubling) until ``live`` columns fit, for whoever has not reserved them."""
+        if live > self._room:
+            self.reserve(self._slots, min(max(live, 2 * self._room, FIRST), self._capacity))
 
     def _rotation_table(self, length: int) -> Tensor:
         """[length, (H+2N)E/2] complex: what each pair of a projected row is multiplied with, by position."""

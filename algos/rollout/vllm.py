@@ -26,7 +26,7 @@ import torch
 from transformers import PreTrainedModel
 
 from algos.policies.load import quietly
-from algos.rollout.engine import Turn, check_room, checked_capacity
+from algos.rollout.engine import Turn, check_room, check_start, checked_capacity
 from convgym.errors import CapacityError, ConfigError, DivergedError, ModelError
 from convgym.seeding import derive_seed
 
@@ -97,7 +97,7 @@ class VllmEngine:
         self._asked: dict[str, int] = {}  # request -> lane
         self._count = 0
         self._spoilt = False  # keys and values that are not numbers are in vLLM's cache
-        context = getattr(model.config, "max_position_embeddings", None)
+        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         if context is not None and self.capacity > context:
             raise CapacityError(
                 f"a conversation of {self.capacity} tokens was asked for, but the model's context has {context}; "
@@ -139,10 +139,7 @@ class VllmEngine:
         Raises:
             CapacityError: if ``ids`` leave no room for a turn, or no lane is free.
         """
-        if lane in self._live:
-            raise CapacityError(f"lane {lane} is busy; release it before starting another conversation")
-        if self.live == self.lanes:
-            raise CapacityError(f"all {self.lanes} lanes are busy; release one first")
+        check_start(lane, self._live, self.lanes)
         check_room(0, ids, self.capacity)
         self._live[lane] = _Lane(sample_seed)
         self._ask(lane, ids)

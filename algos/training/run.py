@@ -25,7 +25,7 @@ from algos.learner import checkpoint
 from algos.learner.learner import Learner, LearnerConfig
 from algos.policies.embedded import save_policy
 from algos.policies.load import Policy, load_policy
-from algos.rollout.collect import Collector, EpisodeRequest, Failure, group_requests
+from algos.rollout.collect import CONTEXT_FULL, Collector, EpisodeRequest, Failure, group_requests
 from algos.rollout.engine import Engine, SamplingEngine
 from algos.rollout.episodes import TokenEpisode
 from algos.training.config import RunConfig
@@ -311,6 +311,7 @@ def summary(episodes: Sequence[TokenEpisode]) -> dict[str, float]:
         "tokens_per_episode": [float(e.action.sum()) for e in episodes],
         "cut_turns": [e.cut_turns for e in episodes],
         "truncated": [e.truncated for e in episodes],
+        "context_full": [e.end_reason == CONTEXT_FULL for e in episodes],
     }
     for name in sorted({name for e in episodes for name in e.reward_terms}):
         columns[f"reward/{name}"] = [e.reward_terms.get(name, 0.0) for e in episodes]

@@ -12,23 +12,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import (
-    BloomConfig,
-    BloomForCausalLM,
     GemmaConfig,
     GemmaForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
-    T5Config,
 )
 
 from algos.rollout.engine import SHARED, Engine, Turn, longest_prefix
-from algos.rollout.forward import Forward, ModelForward, check_attention, make_forward
+from algos.rollout.forward import Forward, ModelForward, make_forward
 from algos.rollout.lean import LeanForward, is_lean
 from algos.rollout.sampling import sample, uniforms
 from convgym.errors import CapacityError, ConfigError, DivergedError, ModelError
@@ -411,35 +406,6 @@ def test_what_does_not_fit_is_refused_and_harms_nothing(models: dict[str, Any]) 
 def test_illegal_settings_are_refused(models: dict[str, Any], settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(settings))):
         make_engine(models["llama_mqa"], **settings)
-
-
-def test_a_sliding_window_is_served_only_where_it_is_full_attention() -> None:
-    def mistral(window: int) -> Any:
-        torch.manual_seed(0)
-        config = MistralConfig(**SIZES, num_attention_heads=4, num_key_value_heads=2, sliding_window=window)
-        model: Any = MistralForCausalLM(config)
-        return model.eval()
-
-    with pytest.raises(CapacityError, match="at most 100"):
-        make_engine(mistral(100))
-    assert talk(make_engine(mistral(200)), count=3)
-
-
-def test_attention_that_cannot_be_kept_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"BloomForCausalLM .* on a cache of slots"):  # ALiBi
-        bloom: Any = BloomForCausalLM(BloomConfig(vocab_size=VOCAB, hidden_size=32, n_layer=2, n_head=4))
-        make_engine(bloom.eval())
-    with pytest.raises(ModelError, match="encoder-decoder"):
-        check_attention(T5Config(), 10)
-    with pytest.raises(ModelError, match="chunked_attention"):
-        chunked: Any = LlamaConfig(num_hidden_layers=2)
-        chunked.layer_types = ["full_attention", "chunked_attention"]
-        check_attention(chunked, 10)
-    dynamic = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
-    with pytest.raises(ModelError, match="dynamic RoPE"):
-        check_attention(LlamaConfig(rope_parameters=dynamic), 10)
-    with pytest.raises(CapacityError, match="max_context to at most 256"):
-        make_engine(build("gpt2"), capacity=257)
 
 
 # -- sampling ----------------------------------------------------------------------------------

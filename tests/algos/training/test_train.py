@@ -241,6 +241,25 @@ def test_too_many_broken_conversations_stop_the_run(model_folder: Path, tmp_path
     assert "EnvError" in result["error"]
 
 
+def test_conversations_that_fill_the_context_are_truncated_and_counted(model_folder: Path, tmp_path: Path) -> None:
+    # The second turn's user has no room any more, whatever was said in the first.
+    result = train(run_config(model_folder, tmp_path / "run", max_context=16, updates=2))
+    assert result.result["failures"] == 0
+    records = [r for r in result.history if r["kind"] == "train"]
+    assert len(records) == 2
+    for record in records:
+        assert record["context_full"] == record["truncated"] == 1.0 and record["turns"] == 1.0
+    roomy = train(run_config(model_folder, tmp_path / "roomy", updates=1))
+    assert [r["context_full"] for r in roomy.history if r["kind"] == "train"] == [0.0]
+
+
+def test_openings_that_do_not_fit_are_failures_that_say_so(model_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(EnvError, match=r"leave no room for a turn in a context of 8; use shorter instructions"):
+        train(run_config(model_folder, tmp_path / "run", max_context=8))
+    lines = (tmp_path / "run" / "failures.jsonl").read_text().splitlines()
+    assert all("CapacityError" in json.loads(line)["error"] for line in lines) and lines
+
+
 @dataclass(frozen=True, kw_only=True)
 class Diverging(Reinforce):
     """REINFORCE that overflows."""
