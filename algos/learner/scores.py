@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
@@ -20,6 +21,7 @@ from transformers import PreTrainedModel
 from algos.base import Scores
 from algos.learner.trunk import hidden_before
 from algos.policies.critic import Critic, decoder
+from algos.policies.products import linear, rounded
 
 CHUNK_ELEMENTS = 2**24  # logits held at once: 64 MB in float32
 
@@ -106,7 +108,8 @@ def _selected(
     """Log-probability of each target and entropy of its distribution, ``[A]`` each, in chunks of rows."""
 
     def chunk(h: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        logits = head(h).float()  # [a,V]
+        spare = rounded(len(h)) - len(h)
+        logits = linear(head, F.pad(h, (0, 0, 0, spare)))[: len(h)].float()  # [a,V]
         if temperature != 1.0:
             logits = logits / temperature
         every = torch.log_softmax(logits, -1)

@@ -19,9 +19,12 @@ from torch.utils.checkpoint import checkpoint
 from transformers.models.llama.modeling_llama import rotate_half
 
 from algos.learner.prefixes import Block, PrefixTree, attention_blocks, prefix_tree
+from algos.policies.products import linear, rounded
 
 SHAPED = ("LlamaModel", "Qwen2Model", "Qwen3Model")
 """Decoders whose layers are: norm, attention over all earlier tokens with rotary positions, norm, MLP."""
+PLAIN = ("LlamaMLP", "Qwen2MLP", "Qwen3MLP")
+"""``down(act(gate(x)) * up(x))``."""
 SHORT = 512  # longest row whose attention weights are kept on a CPU
 
 
@@ -55,18 +58,24 @@ def hidden_before(decoder: Any, tokens: Tensor, row: Tensor, column: Tensor) -> 
 
 
 def _states(decoder: Any, tree: PrefixTree, wanted: Tensor) -> Tensor:
-    """Last hidden states of the wanted nodes, ``[W,D]``."""
-    x = decoder.embed_tokens(tree.tokens)  # [U,D]
-    rotation = decoder.rotary_emb(x, tree.position[None])  # cosine and sine, [1,U,E] each
+    """Last hidden states of the wanted nodes, ``[W',D]``: what is behind the first W is of no meaning.
+
+    U and W are filled up to round numbers by nodes that nobody hears, see ``algos.policies.products.rounded``.
+    """
+    spare = rounded(len(tree.tokens)) - len(tree.tokens)
+    x = decoder.embed_tokens(F.pad(tree.tokens, (0, spare)))  # [U',D]
+    rotation = decoder.rotary_emb(x, F.pad(tree.position, (0, spare))[None])  # cosine and sine, [1,U',E] each
     causal = x.device.type != "cpu" or tree.node.shape[1] > SHORT
-    everybody = torch.arange(len(x), device=x.device)
+    everybody = torch.arange(len(tree.tokens), device=x.device)
     *layers, last = decoder.layers
     if layers:
         blocks, where = attention_blocks(tree, everybody, causal=causal)
         for layer in layers:
-            x = _layer(layer, x, rotation, blocks, where, None)
+            x = _layer(layer, x, rotation, blocks, F.pad(where, (0, spare)), None)
     blocks, where = attention_blocks(tree, wanted, causal=causal)
-    return cast(Tensor, decoder.norm(_layer(last, x, rotation, blocks, where, wanted)))
+    spare = rounded(len(wanted)) - len(wanted)
+    asking, where = F.pad(wanted, (0, spare)), F.pad(where, (0, spare))
+    return cast(Tensor, decoder.norm(_layer(last, x, rotation, blocks, where, asking)))
 
 
 def _layer(layer: Any, *state: Any) -> Tensor:
@@ -87,18 +96,21 @@ def _answer(
     """One layer, ``[U,D]`` to ``[W,D]``: all nodes are heard, and those answer that are asked."""
     attention, heads = layer.self_attn, layer.self_attn.head_dim
     normed = layer.input_layernorm(x)
-    key, value = (project(normed).view(1, len(x), -1, heads) for project in (attention.k_proj, attention.v_proj))
+    key, value = (linear(part, normed).view(1, len(x), -1, heads) for part in (attention.k_proj, attention.v_proj))
     turned = rotation
     if asking is not None:
         x, normed = F.embedding(asking, x), F.embedding(asking, normed)
         turned = rotation[0][:, asking], rotation[1][:, asking]
-    query = attention.q_proj(normed).view(1, len(x), -1, heads)
+    query = linear(attention.q_proj, normed).view(1, len(x), -1, heads)
     if hasattr(attention, "q_norm"):
         query, key = attention.q_norm(query), attention.k_norm(key)
     query, key = _turn(query, turned), _turn(key, rotation)
     heard = _attend(query[0], torch.cat([key, value], -1)[0], blocks, attention.scaling)
-    x = x + attention.o_proj(F.embedding(where, heard))
-    return cast(Tensor, x + layer.mlp(layer.post_attention_layernorm(x)))
+    x = x + linear(attention.o_proj, F.embedding(where, heard))
+    mlp, normed = layer.mlp, layer.post_attention_layernorm(x)
+    if type(mlp).__name__ not in PLAIN:
+        return cast(Tensor, x + mlp(normed))
+    return x + linear(mlp.down_proj, mlp.act_fn(linear(mlp.gate_proj, normed)) * linear(mlp.up_proj, normed))
 
 
 def _turn(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:

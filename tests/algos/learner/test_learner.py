@@ -290,7 +290,7 @@ def test_gradient_checkpointing_recomputes_and_gives_the_same_gradient(tiny_poli
     def counted(on: bool) -> tuple[dict[str, Tensor], int]:
         learner = learner_of(tiny_policy, "ppo", max_grad_norm=UNBOUND, gradient_checkpointing=on)
         passes: list[None] = []
-        learner.model.model.layers[0].self_attn.q_proj.register_forward_hook(lambda *_: passes.append(None))
+        learner.model.model.layers[0].input_layernorm.register_forward_hook(lambda *_: passes.append(None))
         found = gradients(learner, episodes)
         assert not any(module.training for module in learner.model.modules())
         assert not learner.model.model.embed_tokens._forward_hooks

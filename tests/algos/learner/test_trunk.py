@@ -20,6 +20,7 @@ from algos.learner import trunk
 from algos.learner.prefixes import prefix_tree
 from algos.learner.scores import recomputing
 from algos.learner.trunk import hidden_before, on_tree
+from algos.policies.products import rounded
 
 SMALL: dict[str, Any] = {
     "vocab_size": 40,
@@ -114,12 +115,12 @@ def test_what_is_common_is_computed_once_and_the_last_layer_answers_where_it_is_
     row, column = action.nonzero(as_tuple=True)
     seen: list[int] = []
     for layer in decoder.layers:
-        layer.mlp.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+        layer.post_attention_layernorm.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
     hidden_before(decoder, tokens, row, column)
     lengths = (action * torch.arange(26)).amax(1)  # the last action token is not read
     beginnings = {tuple(tokens[r, : t + 1].tolist()) for r in range(8) for t in range(int(lengths[r]))}
     asked = {tuple(tokens[r, :t].tolist()) for r, t in zip(row.tolist(), column.tolist())}
-    assert seen == [len(beginnings), len(beginnings), len(asked)]
+    assert seen == [rounded(len(beginnings)), rounded(len(beginnings)), rounded(len(asked))]
     assert len(asked) < len(beginnings) < int(lengths.sum())
 
 
@@ -129,7 +130,7 @@ def test_gradient_checkpointing_computes_layers_again_and_gives_the_same() -> No
     tokens, action = conversations()
     row, column = action.nonzero(as_tuple=True)
     passes: list[None] = []
-    decoder.layers[0].mlp.register_forward_pre_hook(lambda *_: passes.append(None))
+    decoder.layers[0].post_attention_layernorm.register_forward_pre_hook(lambda *_: passes.append(None))
 
     def run(on: bool) -> tuple[list[torch.Tensor], int]:
         passes.clear()
@@ -164,9 +165,9 @@ def test_rows_without_a_wanted_place_cost_nothing() -> None:
     row, column = action.nonzero(as_tuple=True)
     decoder = model_of(SHAPES["llama"]).get_decoder()
     seen: list[int] = []
-    decoder.layers[0].mlp.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    decoder.layers[0].input_layernorm.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
     states = hidden_before(decoder, tokens, row, column)
-    assert seen == [int(column.max())]
+    assert seen == [rounded(int(column.max()))]
     torch.testing.assert_close(states, plain(decoder, tokens[:1], row, column), rtol=1e-4, atol=2e-5)
     nowhere = torch.empty(0, dtype=torch.int64)
     assert hidden_before(decoder, tokens, nowhere, nowhere).shape == (0, 24)
