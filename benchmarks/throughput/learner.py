@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.throughput.contest import Conditions, Contestant, compete
@@ -13,12 +14,22 @@ UPDATE, PROFILE = "update", "profile"
 
 
 def measure(
-    model: Model, vocabulary: int, how: Conditions, *, rows: int = 64, group: int = 8, profiled: bool = True
+    model: Model,
+    vocabulary: int,
+    how: Conditions,
+    *,
+    rows: int = 64,
+    group: int = 8,
+    profiled: bool = True,
+    settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Lets both take one optimiser step on episodes of about 150 tokens, a third of them sampled."""
+    """Lets both take one optimiser step on episodes of about 150 tokens, a third of them sampled.
+
+    ``settings`` are further entries of the job, such as ``device`` and ``dtype``.
+    """
     talks = conversations(vocabulary, rows, opening=(40, 70), reply=(6, 24), group=group, instructions=24)
     made = episodes(talks, vocabulary, new=12)
-    job = {"task": "learn", "folder": str(model.folder), "episodes": made, "group": group}
+    job = {"task": "learn", "folder": str(model.folder), "episodes": made, "group": group, **(settings or {})}
     ours = Contestant(OURS, "benchmarks.throughput.ours", job)
     found = compete([ours, Contestant(TRL, "benchmarks.peers.trl_grpo", job, "trl")], {UPDATE: {}}, how)
     taken_apart: dict[str, Any] = {}
@@ -33,6 +44,7 @@ def measure(
         "episodes": rows,
         "tokens": sum(len(episode["ids"]) for episode in made),
         "sampled": sum(sum(episode["action"]) for episode in made),
+        "lengths": [len(episode["ids"]) for episode in made],
         "threads": how.threads,
         "rounds": how.rounds,
         "contestants": found,
