@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from algos.learner.flops import training_flops
 from benchmarks.throughput.contest import Conditions, Contestant, compete
-from benchmarks.throughput.models import Model
+from benchmarks.throughput.models import Model, skeleton
 from benchmarks.throughput.work import conversations, episodes
 
 OURS, TRL = "learner", "TRL, training half"
@@ -38,13 +39,14 @@ def measure(
         answers = alone[OURS]["asks"][PROFILE]
         best = max(range(len(answers["of_limit"])), key=answers["of_limit"].__getitem__)
         taken_apart = {name: values[best] for name, values in answers.items()}
+    lengths, sampled = [len(episode["ids"]) for episode in made], sum(sum(episode["action"]) for episode in made)
     return {
         "parameters": model.parameters,
         "note": model.note,
         "episodes": rows,
-        "tokens": sum(len(episode["ids"]) for episode in made),
-        "sampled": sum(sum(episode["action"]) for episode in made),
-        "lengths": [len(episode["ids"]) for episode in made],
+        "tokens": sum(lengths),
+        "sampled": sampled,
+        "flops": training_flops(skeleton(model.folder)[0], lengths, sampled),
         "threads": how.threads,
         "rounds": how.rounds,
         "contestants": found,

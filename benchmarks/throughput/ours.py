@@ -123,7 +123,8 @@ def learn(job: Job) -> Play:
         if ask.get("profile"):
             return profile.of_update(update)
         _, took = timed(update)
-        return {**took, **limits, "tokens": sum(len(e.ids) for e in episodes), "episodes": len(episodes)}
+        tokens = sum(len(e.ids) for e in episodes)
+        return {**took, **limits, "tokens": tokens, "episodes": len(episodes), "micro_tokens": learner.micro_tokens}
 
     update()
     return play
