@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def write(page: Path, found: Parts) -> None:
     if runs:
         beside = page.with_name(f"{page.stem}-conversations.md")
         beside.write_text(conversations(runs), "utf-8")
-    if curves:
+    if curves and find_spec("matplotlib"):  # a bare machine leaves the figure to the one that writes the docs
         draw(curves, runs, page.with_suffix(".svg"))
 
 
