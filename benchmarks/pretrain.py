@@ -180,7 +180,7 @@ def clone(
     console: Console,
 ) -> list[float]:  # fmt: skip
     """Trains a policy in place by behaviour cloning; returns the loss of each pass (nats per action token)."""
-    if config.precision == "bf16":  # the fused kernel is slow in bf16 on a CPU
+    if config.precision == "bf16" and config.device == "cpu":  # the fused kernel is slow in bf16 there
         policy.model.set_attn_implementation("eager")
     learner = Learner(policy, algos.make("bc"), config)
     losses = []

@@ -27,6 +27,7 @@ from transformers import PreTrainedModel
 from algos.base import Algorithm, Batch, Minibatch, Scores, filled
 from algos.learner.checkpoint import Checkpoint, fill_tensors, tensors_of
 from algos.learner.faults import NanGuard, is_out_of_memory, sound
+from algos.learner.flops import peak, size_of, training_flops, utilisation
 from algos.learner.optimiser import Schedule, learning_rate_factor, parameter_groups
 from algos.learner.prefixes import tree_buckets
 from algos.learner.scores import linear_head, recomputing, score
@@ -204,11 +205,12 @@ class Learner:
                 f"none of {len(episodes)} is of that kind.{first} Look at the reward."
             )
         batch = self._observe(collate(kept, self.policy.pad_id), greedy_returns)
+        observed = time.perf_counter()
         credit = self.algorithm.credit(batch)
         self.statistics = dict(credit.state)
         keep = credit.keep if credit.keep is not None else torch.ones_like(batch.terminated)
         data, rate = Minibatch.of(batch, credit), self._set_learning_rate()
-        observed = time.perf_counter()
+        credited = time.perf_counter()
 
         tally = Tally()
         losses, norms = [], []
@@ -219,12 +221,14 @@ class Learner:
         if self._warms_up():
             self._forget_moments()
         self.step += 1
+        optimised = time.perf_counter()
 
         metrics = (
             {"clip_share": 0.0} | tally.means(self.accelerator) | dict(credit.metrics) | self._drift(batch)
         )
         self._damp(metrics["kl"])
         self.mismatch = metrics.get("mismatch", self.mismatch)
+        ended = time.perf_counter()
         return metrics | {
             "loss": sum(losses) / len(losses),
             "grad_norm": sum(norms) / len(norms),
@@ -234,8 +238,11 @@ class Learner:
             "set_aside": float(len(self.aside)),
             "wordless": float(sum(not episode.action.any() for episode in self.aside)),
             "skipped_steps": float(self.guard.skipped),
+            **utilisation(self._flops(data, keep), ended - start, self._peak()),
             "seconds_observe": observed - start,
-            "seconds_optimise": time.perf_counter() - observed,
+            "seconds_credit": credited - observed,
+            "seconds_optimise": optimised - credited,
+            "seconds_monitor": ended - optimised,
         }
 
     # -- the phases of an update -----------------------------------------------------------------------------
@@ -381,6 +388,18 @@ class Learner:
                 seed = derive_seed(self.config.seed, "minibatches", self.step, epoch)
                 order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
             yield from (rows for rows in order.tensor_split(self.algorithm.minibatches) if len(rows))
+
+    def _flops(self, data: Minibatch, keep: Tensor) -> float:
+        """Operations that the model needs for the gradients of an update."""
+        rows = _live(data, loss_weights(data, keep, self.algorithm), self.algorithm)
+        action = data.action[rows]
+        flops = training_flops(size_of(self.model), _lengths(action).tolist(), int(action.sum()))
+        return self.algorithm.epochs * flops
+
+    def _peak(self) -> float | None:
+        """Operations a second that the devices of all processes promise; ``None`` if they are not known."""
+        one = peak(self.accelerator.device, self.config.precision)
+        return None if one is None else self.accelerator.num_processes * one
 
     def _set_learning_rate(self) -> float:
         """Sets this update's learning rates; returns the policy's."""

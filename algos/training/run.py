@@ -35,6 +35,7 @@ from convgym.errors import ConfigError, EnvError
 from convgym.seeding import derive_seed
 
 KEPT_SAMPLES = 3  # conversations of an evaluation that are written down
+PHASES = ("engine", "env", "chat", "save")  # of a training record, beside rollout and update
 MAY_CHANGE = {  # what a resumed run may set anew; any other change would make it another run
     *("updates", "eval_every", "save_every", "keep", "patience", "max_failures"),
     *("out", "tensorboard", "wandb", "quiet"),
@@ -100,6 +101,7 @@ class Run:
             _open_folder(config, self.folder)
         self.processes.wait_for_everyone()
         self.logs = Several()
+        self._phases = dict.fromkeys(PHASES, 0.0)  # seconds of each since the last training record
         self._marks = time.perf_counter(), time.process_time()
 
     @property
@@ -163,10 +165,12 @@ class Run:
             "failures": self.counts.failures,
             "seconds_rollout": rollout,
             "seconds_update": update,
+            **{f"seconds_{phase}": seconds for phase, seconds in self._phases.items()},
             "tokens_per_second": tokens / (rollout + update),
             "cpu_seconds": self.counts.cpu_seconds,
         }
         self.logs.log(record)
+        self._phases = dict.fromkeys(PHASES, 0.0)
 
     def evaluate(self) -> None:
         """Has the held-out conversations, the same ones each time, and writes records and a few
@@ -175,10 +179,12 @@ class Run:
         requests = eval_requests(config.seed, config.eval_episodes, config.eval_split)
         records: list[dict[str, Any]] = []
         for mode in config.eval_modes:
+            started, phases = time.perf_counter(), dict(self._phases)
             episodes = self._converse(requests, greedy=mode == "greedy")
+            self._phases, took = phases, time.perf_counter() - started  # training's phases are its own
             head = {"kind": "eval", "step": self.step, "mode": mode, "split": config.eval_split}
             records.append({**head, "episodes": len(episodes), **summary(episodes)})
-            self.logs.log(records[-1])
+            self.logs.log({**records[-1], "seconds_eval": took})
             for episode in episodes[:KEPT_SAMPLES]:
                 self.logs.conversation({**head, **sample(episode)})
         counts, first = self.counts, records[0]
@@ -195,11 +201,13 @@ class Run:
             CheckpointError: If it cannot be written; earlier ones are untouched.
         """
         self._tick()
+        started = time.perf_counter()
         if self.processes.is_main_process:
             tensors, state = self.learner.snapshot()
             whole = {"learner": state, "counts": dataclasses.asdict(self.counts)}
             checkpoint.save(self.folder / "checkpoints", self.step, tensors, whole, keep=self.config.keep)
         self.processes.wait_for_everyone()
+        self._phases["save"] += time.perf_counter() - started
 
     def finish(self) -> None:
         """Exports the policy and writes ``result.json``."""
@@ -243,6 +251,8 @@ class Run:
         mine = np.array_split(np.arange(len(requests)), processes)[index]
         collected = self.collector.collect([requests[i] for i in mine], version=self.step, greedy=greedy)
         episodes, failures = collected.episodes, collected.failures
+        for phase, seconds in collected.seconds.items():
+            self._phases[phase] += seconds
         if processes > 1:
             episodes, failures = gather_object(episodes), gather_object(failures)
         self._set_aside(failures, len(requests))

@@ -18,12 +18,16 @@ def prepare(job: Mapping[str, Any]) -> Play:
     from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(job["threads"])
-    model = AutoModelForCausalLM.from_pretrained(job["folder"], dtype=torch.float32).eval()  # type: ignore[no-untyped-call]
-    generator = Generator(model)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[job.get("dtype", "fp32")]
+    model: Any = AutoModelForCausalLM.from_pretrained(job["folder"], dtype=dtype)
+    generator = Generator(model.eval().to(job.get("device", "cpu")))
     if job["task"] == "turns":
         generator.converse(job["conversations"][:2], {"new": 2, "ends": []})
         return lambda ask: _converse(generator, job, ask)
     generator.generate(job["prompts"][:2], 2)
+    if job.get("warm"):  # kernels are loaded and chosen for each shape when it is first met
+        for lanes in job["warm"]:
+            generator.generate(job["prompts"][:lanes], 2)
     return lambda ask: _decode(generator, job, ask)
 
 
@@ -59,8 +63,8 @@ class Generator:
         import torch
 
         width = max(map(len, histories))
-        ids = torch.tensor([[0] * (width - len(h)) + list(h) for h in histories])
-        mask = torch.tensor([[0] * (width - len(h)) + [1] * len(h) for h in histories])
+        ids = torch.tensor([[0] * (width - len(h)) + list(h) for h in histories], device=self.model.device)
+        mask = torch.tensor([[0] * (width - len(h)) + [1] * len(h) for h in histories], device=self.model.device)
         with torch.inference_mode():
             made = self.model.generate(
                 input_ids=ids,

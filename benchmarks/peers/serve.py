@@ -44,8 +44,8 @@ class Link:
             yield json.loads(line)
 
     def answer(self, found: Mapping[str, Any]) -> None:
-        """Answers, with the peak memory of this process so far."""
-        self._answers.write(json.dumps({**found, "peak_mb": peak_mb()}) + "\n")
+        """Answers, with the peak memory of this process so far, and of its GPU since the last answer."""
+        self._answers.write(json.dumps({**found, **gpu_peak_mb(), "peak_mb": peak_mb()}) + "\n")
         self._answers.flush()
 
 
@@ -64,10 +64,38 @@ def serve(prepare: Callable[[Mapping[str, Any]], Play], *packages: str) -> None:
 
 
 def timed(work: Callable[[], Result]) -> tuple[Result, dict[str, float]]:
-    """What some work returns, and the CPU seconds (of all threads) and wall seconds that it took."""
+    """What some work returns, and the CPU seconds (of all threads) and wall seconds that it took.
+
+    What a GPU was given before is awaited first, and what the work gives it belongs to the work.
+    """
+    synchronise()
     wall, cpu = time.perf_counter(), time.process_time()
     result = work()
+    synchronise()
     return result, {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
+
+
+def synchronise() -> None:
+    """Waits until the GPU has done what it was given, if this process uses one."""
+    cuda = _cuda()
+    if cuda is not None:
+        cuda.synchronize()
+
+
+def gpu_peak_mb() -> dict[str, float]:
+    """Most memory that this process's tensors have held on the GPU since the last call, in MiB; empty without one."""
+    cuda = _cuda()
+    if cuda is None:
+        return {}
+    peak = cuda.max_memory_allocated() / 2**20
+    cuda.reset_peak_memory_stats()
+    return {"gpu_mb": peak}
+
+
+def _cuda() -> Any:
+    """``torch.cuda``, once something has loaded torch and used a GPU with it."""
+    torch = sys.modules.get("torch")
+    return torch.cuda if torch is not None and torch.cuda.is_initialized() else None
 
 
 def peak_mb() -> float:

@@ -1,8 +1,9 @@
 """TRL's ``GRPOTrainer``: its training half on given tokens, and whole steps through its ``rollout_func``.
 
-One optimiser step over the whole batch, no KL term, no gradient checkpointing, float32. Task ``learn`` hands the
-trainer episodes that are already sampled; task ``train`` has four-turn conversations by ``generate`` on the whole
-history, as its multi-turn example does.
+One optimiser step over the whole batch, no KL term, no gradient checkpointing; float32 weights, and products in
+bfloat16 if the job says so. Task ``learn`` hands the trainer episodes that are already sampled; task ``train`` has
+four-turn conversations by ``generate`` on the whole history, as its multi-turn example does. ``at_once`` says how many
+episodes are in a micro-batch: all of them, unless memory forbids it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks.peers.hf import Generator
-from benchmarks.peers.serve import Link
+from benchmarks.peers.serve import Link, synchronise
 
 Rollout = Callable[[Sequence[Any], Any], dict[str, Any]]
 
@@ -46,6 +47,7 @@ def make_trainer(job: Mapping[str, Any], model: Any, tokenizer: Any, rollout: Ro
     from trl import GRPOConfig, GRPOTrainer
 
     episodes, group = len(job["episodes"]), job["group"]
+    at_once = min(episodes, job.get("at_once", episodes))
     rewards = [episode["reward"] for episode in job["episodes"]]
     generation = {"cpu": 0.0, "wall": 0.0}
 
@@ -58,9 +60,11 @@ def make_trainer(job: Mapping[str, Any], model: Any, tokenizer: Any, rollout: Ro
             if state.global_step and next(self.asks, None) is None:
                 raise SystemExit
             generation.update(cpu=0.0, wall=0.0)
+            synchronise()
             self.start = time.perf_counter(), time.process_time()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            synchronise()
             wall, cpu = time.perf_counter() - self.start[0], time.process_time() - self.start[1]
             if state.global_step == 1:
                 link.ready("trl", "transformers", "torch")
@@ -74,7 +78,8 @@ def make_trainer(job: Mapping[str, Any], model: Any, tokenizer: Any, rollout: Ro
     trainer = GRPOTrainer(
         model=model,
         args=GRPOConfig(
-            output_dir=out, use_cpu=True, bf16=False, per_device_train_batch_size=episodes, num_generations=group,
+            output_dir=out, use_cpu=job.get("device", "cpu") == "cpu", bf16=job.get("dtype") == "bf16",
+            per_device_train_batch_size=at_once, gradient_accumulation_steps=episodes // at_once, num_generations=group,
             max_completion_length=4096, max_steps=10_000, learning_rate=1e-6, report_to=[], save_strategy="no",
             logging_strategy="no", temperature=1.0, top_k=0, beta=0.0, gradient_checkpointing=False,
             disable_tqdm=True, dataloader_num_workers=0, shuffle_dataset=False,
@@ -88,8 +93,10 @@ def make_trainer(job: Mapping[str, Any], model: Any, tokenizer: Any, rollout: Ro
     make = trainer._generate
 
     def generate(*args: Any, **kwargs: Any) -> Any:
+        synchronise()
         wall, cpu = time.perf_counter(), time.process_time()
         made = make(*args, **kwargs)
+        synchronise()
         generation["wall"] += time.perf_counter() - wall
         generation["cpu"] += time.process_time() - cpu
         return made

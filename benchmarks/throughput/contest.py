@@ -10,7 +10,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -50,11 +50,14 @@ class Conditions:
         rounds: How often every contestant does every piece of work.
         pythons: Interpreters to look for peers in, after this one.
         threads: Torch threads of every contestant.
+        alone: Whether contestants come one after the other, each with the machine to itself: for a GPU that nobody
+            shares, and whose memory would not hold them all.
     """
 
     rounds: int = 3
     pythons: tuple[str, ...] = ()
     threads: int = 1
+    alone: bool = False
 
 
 class BrokenDownError(Exception):
@@ -73,6 +76,10 @@ def compete(contestants: Sequence[Contestant], asks: Mapping[str, Mapping[str, A
         See ``Found``; every figure of an answer becomes a list, one entry a round.
     """
     found: Found = {}
+    if how.alone:
+        for contestant in contestants:
+            found |= compete([contestant], asks, replace(how, alone=False))
+        return found
     with ExitStack() as stack:
         workers: dict[str, _Worker] = {}
         for contestant in contestants:

@@ -37,16 +37,16 @@ def measure(
             "threads": how.threads, "rounds": how.rounds, "contestants": found}  # fmt: skip
 
 
-def rate(part: dict[str, Any], name: str, lanes: int) -> float | None:
-    """Sampled tokens per CPU second, the feeding of the prompts included; ``None`` without a measurement."""
-    seconds = least(part["contestants"], name, str(lanes))
+def rate(part: dict[str, Any], name: str, lanes: int, clock: str = "cpu") -> float | None:
+    """Sampled tokens per second of a ``clock`` (``"cpu"`` or ``"wall"``), the feeding of the prompts included."""
+    seconds = least(part["contestants"], name, str(lanes), clock)
     return None if seconds is None else lanes * part["new"] / seconds
 
 
-def decoding_rate(part: dict[str, Any], name: str, lanes: int) -> float | None:
-    """Sampled tokens per CPU second after the first one: decoding alone."""
-    whole = least(part["contestants"], name, str(lanes))
-    first = least(part["contestants"], name, str(lanes), "first_cpu")
+def decoding_rate(part: dict[str, Any], name: str, lanes: int, clock: str = "cpu") -> float | None:
+    """Sampled tokens per second after the first one: decoding alone. ``None`` without a measurement."""
+    whole = least(part["contestants"], name, str(lanes), clock)
+    first = least(part["contestants"], name, str(lanes), f"first_{clock}")
     if whole is None or first is None:
         return None
     return float(lanes * (part["new"] - 1) / max(whole - first, 1e-9))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from algos.learner.flops import training_flops
 from benchmarks.throughput.contest import Conditions, Contestant, compete
-from benchmarks.throughput.models import Model
+from benchmarks.throughput.models import Model, skeleton
 from benchmarks.throughput.work import conversations, episodes
 
 OURS, TRL = "learner", "TRL, training half"
@@ -13,12 +15,22 @@ UPDATE, PROFILE = "update", "profile"
 
 
 def measure(
-    model: Model, vocabulary: int, how: Conditions, *, rows: int = 64, group: int = 8, profiled: bool = True
+    model: Model,
+    vocabulary: int,
+    how: Conditions,
+    *,
+    rows: int = 64,
+    group: int = 8,
+    profiled: bool = True,
+    settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Lets both take one optimiser step on episodes of about 150 tokens, a third of them sampled."""
+    """Lets both take one optimiser step on episodes of about 150 tokens, a third of them sampled.
+
+    ``settings`` are further entries of the job, such as ``device`` and ``dtype``.
+    """
     talks = conversations(vocabulary, rows, opening=(40, 70), reply=(6, 24), group=group, instructions=24)
     made = episodes(talks, vocabulary, new=12)
-    job = {"task": "learn", "folder": str(model.folder), "episodes": made, "group": group}
+    job = {"task": "learn", "folder": str(model.folder), "episodes": made, "group": group, **(settings or {})}
     ours = Contestant(OURS, "benchmarks.throughput.ours", job)
     found = compete([ours, Contestant(TRL, "benchmarks.peers.trl_grpo", job, "trl")], {UPDATE: {}}, how)
     taken_apart: dict[str, Any] = {}
@@ -27,12 +39,14 @@ def measure(
         answers = alone[OURS]["asks"][PROFILE]
         best = max(range(len(answers["of_limit"])), key=answers["of_limit"].__getitem__)
         taken_apart = {name: values[best] for name, values in answers.items()}
+    lengths, sampled = [len(episode["ids"]) for episode in made], sum(sum(episode["action"]) for episode in made)
     return {
         "parameters": model.parameters,
         "note": model.note,
         "episodes": rows,
-        "tokens": sum(len(episode["ids"]) for episode in made),
-        "sampled": sum(sum(episode["action"]) for episode in made),
+        "tokens": sum(lengths),
+        "sampled": sampled,
+        "flops": training_flops(skeleton(model.folder)[0], lengths, sampled),
         "threads": how.threads,
         "rounds": how.rounds,
         "contestants": found,

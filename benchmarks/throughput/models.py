@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from algos.learner.flops import Size, size_of
 from algos.policies.embedded import SHAPES, Shape, new_model, save_policy, train_tokenizer
 from algos.policies.load import Policy, load_policy, make_policy
 from benchmarks.throughput.work import sentence
@@ -60,6 +63,15 @@ def save(name: str, policy: Policy, scratch: Path, note: str = "") -> Model:
     """Writes a policy into a folder that every contestant can load."""
     policy.tokenizer.model_max_length = policy.model.config.max_position_embeddings
     return _described(name, save_policy(policy, scratch / name), policy, note)
+
+
+def skeleton(folder: Path) -> tuple[Size, int]:
+    """What takes part in a model's products, and how many numbers its cache holds for a token. Reads no weights."""
+    config = AutoConfig.from_pretrained(folder)
+    with torch.device("meta"):
+        size = size_of(AutoModelForCausalLM.from_config(config))  # type: ignore[no-untyped-call]
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return size, 2 * config.num_hidden_layers * config.num_key_value_heads * width
 
 
 def random_policy(shape: Shape) -> Policy:

@@ -19,7 +19,7 @@ from algos.rollout.engine import Engine
 from algos.rollout.episodes import TokenEpisode
 from benchmarks.peers.serve import Play, serve, timed
 from benchmarks.suites import CUSTOMER_SERVICE, GRPO, PPO, REINFORCE, SLOT_FILLING
-from benchmarks.throughput import profile
+from benchmarks.throughput import hardware, profile
 from benchmarks.throughput.work import ScriptedUser
 from convgym.vector import ConversationVectorEnv
 
@@ -33,18 +33,24 @@ def prepare(job: Job) -> Play:
 
 
 def decode(job: Job) -> Play:
-    """Samples after prompts: ``folder``, ``prompts``, ``new``; asks say how many ``lanes``."""
-    policy, prompts, new = load_policy(job["folder"]), job["prompts"], job["new"]
+    """Samples after prompts: ``folder``, ``prompts``, ``new``; asks say how many ``lanes``.
+
+    ``device``, ``dtype`` and ``limits`` (whether answers say what the memory's bandwidth is) are optional.
+    """
+    policy, prompts, new = _load(job), job["prompts"], job["new"]
+    if job.get("dtype") == "bf16":
+        policy.model.bfloat16()
+    limits = hardware.limits(policy.model.device, job.get("dtype", "fp32")) if job.get("limits") else {}
     engines: dict[tuple[int, int], Engine] = {}
 
+    def make(lanes: int, count: int) -> None:
+        capacity = len(prompts[0]) + count + 1
+        engines[lanes, count] = Engine(
+            policy.model, eos_ids=(), lanes=lanes, capacity=capacity, max_turn_tokens=count, lean=job.get("lean")
+        )
+
     def sample(lanes: int, count: int) -> None:
-        engine = engines.get((lanes, count))
-        if engine is None:
-            capacity = len(prompts[0]) + count + 1
-            engine = Engine(
-                policy.model, eos_ids=(), lanes=lanes, capacity=capacity, max_turn_tokens=count, lean=job.get("lean")
-            )
-            engines[lanes, count] = engine
+        engine = engines[lanes, count]
         engine.refresh()  # as before every rollout
         for lane, ids in enumerate(prompts[:lanes]):
             engine.start(lane, ids, sample_seed=lane)
@@ -55,11 +61,16 @@ def decode(job: Job) -> Play:
 
     def play(ask: Mapping[str, Any]) -> dict[str, float]:
         lanes = min(ask["lanes"], len(prompts))
+        if (lanes, new) not in engines:
+            if policy.model.device.type != "cpu":
+                engines.clear()  # each holds weights and cache of its own, and a GPU has little room
+            for count in (1, new):
+                make(lanes, count)
+                sample(lanes, count)  # the first time is warm-up
         _, first = timed(lambda: sample(lanes, 1))
         _, whole = timed(lambda: sample(lanes, new))
-        return {**whole, "first_cpu": first["cpu"], "first_wall": first["wall"], "tokens": lanes * new}
+        return {**whole, **limits, "first_cpu": first["cpu"], "first_wall": first["wall"], "tokens": lanes * new}
 
-    sample(2, 2)
     return play
 
 
@@ -96,9 +107,13 @@ def turns(job: Job) -> Play:
 
 
 def learn(job: Job) -> Play:
-    """A GRPO update on given episodes: ``folder``, ``episodes``, ``group``; an ask for a ``profile`` takes it apart."""
-    policy = load_policy(job["folder"])
-    learner = Learner(policy, algos.make("grpo"), LearnerConfig(learning_rate=1e-6, device="cpu"))
+    """A GRPO update on given episodes: ``folder``, ``episodes``, ``group``; an ask for a ``profile`` takes it apart.
+
+    ``device``, ``dtype``, ``micro_tokens`` and ``limits`` (whether answers say what products can reach) are optional.
+    """
+    policy = _load(job)
+    limits = hardware.limits(policy.model.device, job.get("dtype", "fp32")) if job.get("limits") else {}
+    learner = Learner(policy, algos.make("grpo"), _learner_config(job, 1e-6))
     episodes = [_episode(policy, i // job["group"], episode) for i, episode in enumerate(job["episodes"])]
 
     def update() -> None:
@@ -108,7 +123,8 @@ def learn(job: Job) -> Play:
         if ask.get("profile"):
             return profile.of_update(update)
         _, took = timed(update)
-        return {**took, "tokens": sum(len(e.ids) for e in episodes), "episodes": len(episodes)}
+        tokens = sum(len(e.ids) for e in episodes)
+        return {**took, **limits, "tokens": tokens, "episodes": len(episodes), "micro_tokens": learner.micro_tokens}
 
     update()
     return play
@@ -116,11 +132,11 @@ def learn(job: Job) -> Play:
 
 def train(job: Job) -> Play:
     """Rollout and GRPO update on scripted users: ``folder``, ``scripts``, ``instructions``, ``group``, ``new``."""
-    policy = dataclasses.replace(load_policy(job["folder"]), eos_ids=frozenset())  # turns have a given length
+    policy = dataclasses.replace(_load(job), eos_ids=frozenset())  # turns have a given length
     scripts, instructions = job["scripts"], job["instructions"]
     envs = ConversationVectorEnv([lambda: ScriptedUser(scripts, instructions)] * len(scripts), "Disabled")
     collector = Collector(envs, policy, max_turn_tokens=job["new"])
-    learner = Learner(policy, algos.make("grpo"), LearnerConfig(learning_rate=job["learning_rate"], device="cpu"))
+    learner = Learner(policy, algos.make("grpo"), _learner_config(job, job["learning_rate"]))
 
     def play(ask: Mapping[str, Any]) -> dict[str, float]:
         requests = [
@@ -135,6 +151,7 @@ def train(job: Job) -> Play:
             # The learner leaves out groups whose returns are equal: a step that had some would be cheaper.
             "informative": metrics["informative_groups"],
             "generation_cpu": rollout["cpu"],
+            "generation_wall": rollout["wall"],
             "tokens": sum(int(episode.action.sum()) for episode in collected.episodes),
             "context": sum(len(episode.ids) for episode in collected.episodes),
             "episodes": len(collected.episodes),
@@ -187,12 +204,26 @@ def service(job: Job) -> Play:
     return play
 
 
+def _load(job: Job) -> Policy:
+    return load_policy(job["folder"], device=job.get("device", "cpu"))
+
+
+def _learner_config(job: Job, learning_rate: float) -> LearnerConfig:
+    return LearnerConfig(
+        learning_rate=learning_rate,
+        device="cpu" if job.get("device", "cpu") == "cpu" else "auto",
+        precision=job.get("dtype", "fp32"),
+        micro_tokens=job.get("micro_tokens", LearnerConfig.micro_tokens),
+    )
+
+
 def _episode(policy: Policy, group: int, episode: Mapping[str, Any]) -> TokenEpisode:
     ids, action = np.array(episode["ids"]), np.array(episode["action"], np.bool_)
     begins = action & ~np.concatenate([[False], action[:-1]])
     turn = np.where(action, begins.cumsum() - 1, -1)
     with torch.no_grad():
-        logp = score(policy.model, torch.from_numpy(ids)[None], torch.from_numpy(action)[None]).logp[0].numpy()
+        row = (torch.from_numpy(x)[None].to(policy.model.device) for x in (ids, action))
+        logp = score(policy.model, *row).logp[0].cpu().numpy()
     rewards = np.zeros(int(begins.sum()), np.float32)
     rewards[-1] = episode["reward"]
     return TokenEpisode(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,14 +17,24 @@ STEP = "step"
 
 
 def measure_trl(
-    model: Model, how: Conditions, *, rows: int = 32, group: int = 8, turns: int = 4, new: int = 12
+    model: Model,
+    how: Conditions,
+    *,
+    rows: int = 32,
+    group: int = 8,
+    turns: int = 4,
+    new: int = 12,
+    settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Lets both have the same four-turn conversations with scripted users, and learn from them."""
+    """Lets both have the same four-turn conversations with scripted users, and learn from them.
+
+    ``settings`` are further entries of the job, such as ``device`` and ``dtype``.
+    """
     rng = np.random.default_rng(0)
     instructions = sentence(rng, 40)
     scripts = [_script(rng, turns) for _ in range(rows // group)]
     talks = [talk for talk in _talks(model, scripts, instructions) for _ in range(group)]
-    shared = {"folder": str(model.folder), "group": group, "new": new, "task": "train"}
+    shared = {"folder": str(model.folder), "group": group, "new": new, "task": "train", **(settings or {})}
     users = [script for script in scripts for _ in range(group)]
     ours = {**shared, "scripts": users, "instructions": instructions, "learning_rate": 1e-6}
     contestants = [
@@ -56,16 +67,17 @@ def measure_stateset(
             "contestants": compete(contestants, {STEP: {}}, how)}  # fmt: skip
 
 
-def seconds(part: dict[str, Any], name: str, half: str = "") -> float | None:
-    """Least CPU seconds of a step, or of its half ``"rollout"`` or ``"update"``."""
+def seconds(part: dict[str, Any], name: str, half: str = "", clock: str = "cpu") -> float | None:
+    """Least seconds of a step, or of its half ``"rollout"`` or ``"update"``, by a clock: ``"cpu"`` or ``"wall"``."""
     if not half:
-        return least(part["contestants"], name, STEP)
+        return least(part["contestants"], name, STEP, clock)
     answers = part["contestants"].get(name, {}).get("asks", {}).get(STEP)
     if not answers:
         return None
+    rollouts = answers[f"generation_{clock}"]
     if half == "rollout":
-        return float(min(answers["generation_cpu"]))
-    return float(min(whole - rollout for whole, rollout in zip(answers["cpu"], answers["generation_cpu"])))
+        return float(min(rollouts))
+    return float(min(whole - rollout for whole, rollout in zip(answers[clock], rollouts)))
 
 
 def _script(rng: np.random.Generator, turns: int) -> list[str]:

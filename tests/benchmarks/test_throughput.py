@@ -68,6 +68,13 @@ def test_contestants_take_turns_in_alternating_order() -> None:
     assert found["a"]["peak_mb"] < 200  # and not the memory of this process, with torch in it
 
 
+def test_alone_each_has_the_machine_to_itself() -> None:
+    asks = {"x": {"name": "x", "work": 10}}
+    found = compete([Contestant(name, MODULE, {}) for name in "ab"], asks, Conditions(rounds=3, alone=True))
+    assert list(found) == ["a", "b"]
+    assert max(found["a"]["asks"]["x"]["at"]) < min(found["b"]["asks"]["x"]["at"])
+
+
 def test_absent_and_broken_contestants_do_not_stop_the_others() -> None:
     everybody = [
         Contestant("well", MODULE, {}),

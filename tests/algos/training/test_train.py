@@ -33,12 +33,18 @@ from convgym.errors import CheckpointError, ConfigError, ConvgymError, DivergedE
 from tests.algos.learner.made import conversations
 from tests.algos.training.made import run_config
 
-CLOCKS = {"cpu_seconds", "tokens_per_second"}
+CLOCKS = {"cpu_seconds", "tokens_per_second", "model_tflops", "mfu"}
 
 
 def timeless(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Records without what a clock says."""
     return [{k: v for k, v in r.items() if k not in CLOCKS and not k.startswith("seconds")} for r in history]
+
+
+def assert_nested(record: dict[str, Any], whole: str, parts: tuple[str, ...]) -> None:
+    """Parts that lie inside a phase, one after the other, each of them timed."""
+    seconds = [record[f"seconds_{part}"] for part in parts]
+    assert min(seconds) > 0 and sum(seconds) <= record[f"seconds_{whole}"] + 1e-6
 
 
 def assert_same_run(ours: Path, theirs: Path) -> None:
@@ -98,9 +104,13 @@ def test_a_run_leaves_its_records_checkpoints_and_policy(model_folder: Path, tmp
             assert math.isfinite(record[name]), name
         assert record["turns"] == 2
         assert record["reward/letters"] == pytest.approx(record["return"])
+        assert_nested(record, "rollout", ("engine", "env", "chat"))
+        assert_nested(record, "update", ("observe", "credit", "optimise", "monitor"))
+        assert record["model_tflops"] > 0 and "mfu" not in record  # no processor is in the table
+    assert [record["seconds_save"] > 0 for record in updates] == [False, False, True, False]  # saved after 2 and 4
+    assert all(record["seconds_eval"] > 0 for record in evaluations)
     assert result.status == result.result["status"] == "done"
-    assert result.result["start"] == evaluations[0]
-    assert result.result["final"] == evaluations[-2]
+    assert [result.result["start"], result.result["final"]] == timeless([evaluations[0], evaluations[-2]])
     assert result.result["action_tokens"] == updates[-1]["action_tokens"]
     assert result.result["seconds"] > 0 and result.result["cpu_seconds"] > 0 and result.result["peak_memory_mb"] > 0
 
