@@ -8,9 +8,9 @@ attention takes ``4 H E`` operations forward for each pair of a token and one th
 
 Source: Chowdhery et al. 2022, "PaLM" (arXiv 2204.02311), appendix B, whose ``6 N + 12 L H Q T`` a token counts all
 pairs of tokens, and the head at every one. Here a token sees itself and what stands before it, and the head is counted
-where the loss needs it: half the attention and part of the head, so that a utilisation is never flattered. What is
-computed twice (gradient checkpointing) or without a gradient is no work of the model's; rows are counted one by one,
-also where a learner saves work by what they share.
+where the loss needs it: half the attention and part of the head. What is computed twice (gradient checkpointing) or
+without a gradient is no work of the model's. Rows are counted one by one, although the learner computes what they have
+in common once: the figure says how fast training goes, and is more than the device really did.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -180,7 +181,8 @@ def _trained(folder: Path, more: Sequence[str], seconds: float) -> str:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-    return {0: "ended", 130: "stopped"}.get(process.returncode, "failed")
+    # A signal before the trainer listens to signals ends it at once: it had not begun.
+    return {0: "ended", 130: "stopped", -signal.SIGTERM: "stopped"}.get(process.returncode, "failed")
 
 
 def _config(plan: Plan, entry: Entry, folder: Path) -> RunConfig:
