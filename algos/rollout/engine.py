@@ -31,7 +31,7 @@ from algos.rollout.forward import make_forward
 from algos.rollout.sampling import sample, uniforms
 from convgym.errors import CapacityError, ConfigError, DivergedError
 
-CHUNK = 64  # forced tokens of a lane that are fed at once: bounds what padding wastes
+CHUNK = 512  # forced tokens of a lane that are fed at once: bounds what padding wastes in attention
 PREFILL = 2048  # forced tokens of all lanes that are fed at once: bounds memory
 SHARED = 16  # a common prefix shorter than this is not worth a copy
 
