@@ -19,6 +19,7 @@ columns of the cache; H query heads, N key-value heads, E width of a head.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +29,8 @@ from torch import Tensor
 from algos.rollout.products import Product, rounded
 
 ROUND = 16  # live columns are rounded up to this: few distinct shapes, aligned rows
+FAR = 2**22  # numbers in the live part of all layers' caches from which they come from memory (16 MB)
+NEAR = 3 * 2**16  # numbers of keys, and then of values, that the second cache of a processor holds (768 kB)
 
 
 class _Layer(NamedTuple):
@@ -52,6 +55,28 @@ def is_lean(model: Any) -> bool:
     return not biased and static and 2 * len(rotary.inv_freq) == attention.head_dim
 
 
+class _Cache(NamedTuple):
+    """Keys and values of a layer, seen in four ways."""
+
+    whole: Tensor  # [2, slots, N, columns, E]
+    rows: Tensor  # [2 * slots * N * columns, E]
+    keys: Tensor  # [slots * N, E, columns]
+    values: Tensor  # [slots * N, columns, E]
+
+    @classmethod
+    def of(cls, whole: Tensor) -> _Cache:
+        keys, values = whole.flatten(1, 2)
+        return cls(whole, whole.view(-1, whole.shape[-1]), keys.transpose(1, 2), values)
+
+
+class _Block(NamedTuple):
+    """Lanes that are attended to together."""
+
+    lanes: slice  # among the nN pairs of a lane and a head
+    live: int  # columns
+    bias: Tensor | None  # [lanes,1,live]
+
+
 class LeanForward:
     """Forward passes of a Llama-shaped model over a static cache with a write position for each slot.
 
@@ -72,8 +97,8 @@ class LeanForward:
         self._three = self.device.type == "cpu" and model.lm_head.weight.dtype == torch.float32
         self._floor = torch.tensor(math.sqrt(self._hidden * self._eps), device=self.device)
         self._columns = torch.arange(capacity + ROUND + 1, device=self.device)
-        self._numbers = torch.arange(slots, device=self.device)
-        self._cache: list[Tensor] = []  # per layer [2, slots, N, columns, E]: keys, values
+        self._never = torch.tensor(-torch.inf, device=self.device, dtype=model.lm_head.weight.dtype)
+        self._cache: list[_Cache] = []  # one a layer
         self._room = 0
         self.refresh()
 
@@ -87,9 +112,9 @@ class LeanForward:
             self._embedding = trunk.embed_tokens.weight.detach()
             self._head = _product(self._normed_weight(self._model.lm_head.weight, trunk.norm))
             # What unseen columns hold is multiplied with 0, so it may be old, but it must be numbers.
-            if not all(torch.isfinite(cache.sum()) for cache in self._cache):
+            if not all(torch.isfinite(cache.whole.sum()) for cache in self._cache):
                 for cache in self._cache:
-                    cache.zero_()
+                    cache.whole.zero_()
             self._reserve(min(self._capacity, 255))
 
     @torch.inference_mode()
@@ -105,16 +130,19 @@ class LeanForward:
             Logits of the following token, float32 [n,V].
         """
         self._reserve(live)
-        n, live = len(tokens), min(-(-live // ROUND) * ROUND, self._room)
-        at = self._flat(self._numbers[:n], positions)  # [n*2N]
+        lanes = len(tokens)
+        n = min(rounded(lanes), self._slots)
+        if n > lanes:  # lanes that nobody reads
+            tokens, positions = F.pad(tokens, (0, n - lanes)), F.pad(positions, (0, n - lanes), value=self._room)
+        at = (self._begins[:n] + positions[:, None, None]).view(-1)  # [n*2N]
         turn = self._rotations[positions]  # [n, (H+2N)E/2]
-        bias = self._last_bias(positions, live)
+        blocks = self._blocks(positions, live)
         x = F.embedding(tokens, self._embedding)  # [n,D]
         for layer, cache in zip(self._layers, self._cache):
             row = self._rotated(layer.qkv(self._normed(x)), turn)  # [n, (H+2N)E]
             self._write(cache, at, row)
-            x = self._finish(x, self._listen(row, cache[:, :n, :, :live], bias), layer)
-        return self._logits(x)
+            x = self._finish(x, self._attend(row, cache.keys, cache.values, blocks), layer)
+        return self._logits(x)[:lanes]
 
     @torch.inference_mode()
     def extend(self, tokens: Tensor, positions: Tensor, slots: Tensor, live: int) -> Tensor:
@@ -138,7 +166,7 @@ class LeanForward:
         spare = rounded(len(grid)) - len(grid)  # tokens that belong to no row, written where nobody reads
         where = F.pad(grid, (0, spare))
         columns = F.pad(positions.view(-1)[grid], (0, spare), value=self._room)
-        at = self._flat(slots[where // q], columns)  # [t*2N]
+        at = (self._begins[slots[where // q]] + columns[:, None, None]).view(-1)  # [t*2N]
         turn = self._rotations[columns]
         # A padded query sees whatever a query at column 0 would: one column, so that it is no NaN.
         unseen = self._columns[:live] > positions[:, :, None].clamp_min(0)  # [m,q,M]
@@ -150,7 +178,7 @@ class LeanForward:
             row = self._rotated(layer.qkv(self._normed(x)), turn)  # [t, (H+2N)E]
             self._write(cache, at, row)
             queries.index_copy_(0, grid, row[: len(grid), : H * E])
-            keys, values = cache[:, :, :, :live].index_select(1, slots)  # [m,N,M,E]
+            keys, values = cache.whole[:, :, :, :live].index_select(1, slots)  # [m,N,M,E]
             heard = F.scaled_dot_product_attention(
                 queries.view(m, q, H, E).transpose(1, 2), keys, values, attn_mask=bias, scale=1.0, enable_gqa=N != H
             )
@@ -159,15 +187,16 @@ class LeanForward:
         h, cache = self._normed(x), self._cache[-1]
         self._write(cache, at, self._rotated(self._last_kv(h), turn[:, H * E // 2 :]))
         row = self._rotated(self._layers[-1].qkv(h[last]), turn[last])
-        bias = self._last_bias(columns[last], live)
-        seen = cache[:, :, :, :live].index_select(1, slots)
-        return self._logits(self._finish(x[last], self._listen(row, seen, bias), self._layers[-1]))
+        keys, values = cache.whole[:, :, :, :live].index_select(1, slots).flatten(1, 2)  # [mN,M,E]
+        whole = _Block(slice(0, m * N), live, self._unseen(columns[last], live))
+        heard = self._attend(row, keys.transpose(1, 2), values, [whole])
+        return self._logits(self._finish(x[last], heard, self._layers[-1]))
 
     @torch.inference_mode()
     def copy(self, source: int, target: int, length: int) -> None:
         """Copies the first ``length`` columns of a slot to another."""
         for cache in self._cache:
-            cache[:, target, :, :length] = cache[:, source, :, :length]
+            cache.whole[:, target, :, :length] = cache.whole[:, source, :, :length]
 
     def _normed(self, x: Tensor) -> Tensor:
         """``x`` over its root mean square; on a CPU, over its norm, see ``_normed_weight``."""
@@ -177,28 +206,67 @@ class LeanForward:
 
     def _rotated(self, row: Tensor, turn: Tensor) -> Tensor:
         """Multiplies neighbours, as complex numbers, with the rotations of their positions; in place."""
-        return torch.view_as_real(torch.view_as_complex(row.view(len(row), -1, 2)).mul_(turn)).view(len(row), -1)
+        torch.view_as_complex(row.view(len(row), -1, 2)).mul_(turn)
+        return row
 
-    def _write(self, cache: Tensor, at: Tensor, row: Tensor) -> None:
+    def _write(self, cache: _Cache, at: Tensor, row: Tensor) -> None:
         """Puts the keys and values at the end of each row into the cache."""
-        new = row[:, -2 * self._kv_heads * self._width :].reshape(-1, self._width)  # [n*N*2, E]
-        cache.view(-1, self._width).index_copy_(0, at, new)
+        cache.rows.index_copy_(0, at, row[:, -2 * self._kv_heads * self._width :].reshape(-1, self._width))
 
-    def _listen(self, row: Tensor, seen: Tensor, bias: Tensor | None) -> Tensor:
-        """Attention of one query a lane, at the beginning of its row, to keys and values [2,n,N,M,E]: [n,HE]."""
-        _, n, N, live, E = seen.shape
-        H = self._heads
-        query = row[:, : H * E].reshape(n * N, H // N, E)
-        keys, values = seen.view(2, n * N, live, E) if n == 1 or N == 1 else seen.flatten(1, 2)
-        keys = keys.transpose(1, 2)
-        scores = torch.bmm(query, keys) if bias is None else torch.baddbmm(bias, query, keys)
-        return torch.bmm(torch.softmax(scores, -1), values).view(n, H * E)
+    def _attend(self, row: Tensor, keys: Tensor, values: Tensor, blocks: Sequence[_Block]) -> Tensor:
+        """Attention of one query a lane.
 
-    def _last_bias(self, positions: Tensor, live: int) -> Tensor:
-        """-inf at the columns that a query at ``positions`` [n] does not see, [nN,1,M]."""
-        unseen = self._columns[:live] > positions[:, None]
-        bias = torch.zeros(len(positions), 1, live, device=self.device, dtype=self._embedding.dtype)
-        bias.masked_fill_(unseen[:, None], -torch.inf)
+        Args:
+            row: Queries at the beginning, [n, HE or more].
+            keys: [nN or more, E, columns].
+            values: [nN or more, columns, E].
+            blocks: Of lanes; together all n.
+
+        Returns:
+            What was heard, [n,HE].
+        """
+        H, N, E = self._heads, self._kv_heads, self._width
+        query = row[:, : H * E].reshape(-1, H // N, E)  # [nN, H/N, E]
+        heard = []
+        for block in blocks:
+            key, value, asked = keys[block.lanes, :, : block.live], values[block.lanes, : block.live], query
+            if len(blocks) > 1:
+                asked = query[block.lanes]
+                # Reading a block from end to end is fast, and the products then find it in the processor's cache;
+                # reading themselves, in their own order, they would wait for memory.
+                key.sum()
+            scores = torch.bmm(asked, key) if block.bias is None else torch.baddbmm(block.bias, asked, key)
+            weights = torch.softmax(scores, -1)
+            if len(blocks) > 1:
+                value.sum()
+            heard.append(torch.bmm(weights, value))
+        return (heard[0] if len(blocks) == 1 else torch.cat(heard)).view(len(row), H * E)
+
+    def _blocks(self, positions: Tensor, live: int) -> list[_Block]:
+        """Lanes that are attended to together: all of them, or as many as the processor's cache holds at once.
+
+        Args:
+            positions: [n] columns of the queries.
+            live: Columns in use.
+        """
+        n, N = len(positions), self._kv_heads
+        if n == 1:
+            return [_Block(slice(0, N), live, None)]
+        live = min(-(-live // ROUND) * ROUND, self._room)
+        bias, size = self._unseen(positions, live), N * live * self._width  # numbers of a lane's keys
+        if self.device.type != "cpu" or 2 * n * size * len(self._layers) < FAR:
+            return [_Block(slice(0, n * N), live, bias)]
+        blocks, lanes = [], max(1, NEAR // size)
+        for begin in range(0, n, lanes):
+            used = int(positions[begin : begin + lanes].max()) + 1  # a block of short lanes costs less
+            used = min(-(-used // ROUND) * ROUND, live)
+            part = slice(begin * N, min(begin + lanes, n) * N)
+            blocks.append(_Block(part, used, bias[part, :, :used]))
+        return blocks
+
+    def _unseen(self, positions: Tensor, live: int) -> Tensor:
+        """-inf at the columns that a query at ``positions`` [n] does not see, else 0: [nN,1,M]."""
+        bias = torch.where(self._columns[:live] > positions[:, None], self._never, self._never.new_zeros(()))[:, None]
         return bias if self._kv_heads == 1 else bias.repeat_interleave(self._kv_heads, 0)
 
     def _finish(self, x: Tensor, heard: Tensor, layer: _Layer) -> Tensor:
@@ -209,25 +277,22 @@ class LeanForward:
     def _logits(self, x: Tensor) -> Tensor:
         return self._head(self._normed(x)).float()
 
-    def _flat(self, slots: Tensor, positions: Tensor) -> Tensor:
-        """Rows of a layer's cache seen as [2 * slots * N * columns, E]: for each token its heads, key before value."""
-        N, columns = self._kv_heads, self._room + 1
-        kinds = torch.arange(2, device=self.device) * (self._slots * N)
-        heads = torch.arange(N, device=self.device)[:, None] + kinds  # [N,2]
-        rows: Tensor = (slots[:, None, None] * N + heads) * columns + positions[:, None, None]
-        return rows.view(-1)
-
     def _reserve(self, live: int) -> None:
         """Grows the cache (doubling) until ``live`` columns fit; padding writes to one column more."""
         if live <= self._room:
             return
         room = min(max(live, 2 * self._room), self._capacity)
         shape = (2, self._slots, self._kv_heads, room + 1, self._width)
-        grown = [torch.zeros(shape, device=self.device, dtype=self._embedding.dtype) for _ in self._layers]
+        grown = [
+            _Cache.of(torch.zeros(shape, device=self.device, dtype=self._embedding.dtype)) for _ in self._layers
+        ]
         for new, old in zip(grown, self._cache):
-            new[:, :, :, : self._room] = old[:, :, :, : self._room]
+            new.whole[:, :, :, : self._room] = old.whole[:, :, :, : self._room]
         self._cache, self._room = grown, room
         self._rotations = self._rotation_table(room + 1)
+        begins = torch.arange(2 * self._slots * self._kv_heads, device=self.device) * (room + 1)
+        # [slots,N,2] first row of a slot's keys and values among all rows of a layer's cache
+        self._begins = begins.view(2, self._slots, self._kv_heads).permute(1, 2, 0).contiguous()
 
     def _rotation_table(self, length: int) -> Tensor:
         """[length, (H+2N)E/2] complex: what each pair of a projected row is multiplied with, by position."""
