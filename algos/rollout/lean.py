@@ -58,15 +58,15 @@ def is_lean(model: Any) -> bool:
 class _Cache(NamedTuple):
     """Keys and values of a layer, seen in four ways."""
 
-    whole: Tensor  # [2, slots, N, columns, E]
+    slots: Tensor  # [2 * slots, N, columns, E], all keys before all values
     rows: Tensor  # [2 * slots * N * columns, E]
     keys: Tensor  # [slots * N, E, columns]
     values: Tensor  # [slots * N, columns, E]
 
     @classmethod
-    def of(cls, whole: Tensor) -> _Cache:
-        keys, values = whole.flatten(1, 2)
-        return cls(whole, whole.view(-1, whole.shape[-1]), keys.transpose(1, 2), values)
+    def of(cls, slots: Tensor) -> _Cache:
+        keys, values = slots.flatten(0, 1).chunk(2)
+        return cls(slots, slots.view(-1, slots.shape[-1]), keys.transpose(1, 2), values)
 
 
 class _Block(NamedTuple):
@@ -112,9 +112,9 @@ class LeanForward:
             self._embedding = trunk.embed_tokens.weight.detach()
             self._head = _product(self._normed_weight(self._model.lm_head.weight, trunk.norm))
             # What unseen columns hold is multiplied with 0, so it may be old, but it must be numbers.
-            if not all(torch.isfinite(cache.whole.sum()) for cache in self._cache):
+            if not all(torch.isfinite(cache.slots.sum()) for cache in self._cache):
                 for cache in self._cache:
-                    cache.whole.zero_()
+                    cache.slots.zero_()
             self._reserve(min(self._capacity, 255))
 
     @torch.inference_mode()
@@ -160,6 +160,7 @@ class LeanForward:
         self._reserve(live)
         (m, q), live = tokens.shape, min(-(-live // ROUND) * ROUND, self._room)
         H, N, E = self._heads, self._kv_heads, self._width
+        pairs = torch.cat([slots, slots + self._slots])  # [2m] where the keys, and then the values, of the rows are
         real = positions >= 0
         grid = real.view(-1).nonzero()[:, 0]  # [t] where the tokens stand in the padded rows
         last = real.sum(1).cumsum(0) - 1  # [m] where the last token of each row stands among the t
@@ -178,7 +179,7 @@ class LeanForward:
             row = self._rotated(layer.qkv(self._normed(x)), turn)  # [t, (H+2N)E]
             self._write(cache, at, row)
             queries.index_copy_(0, grid, row[: len(grid), : H * E])
-            keys, values = cache.whole[:, :, :, :live].index_select(1, slots)  # [m,N,M,E]
+            keys, values = cache.slots[:, :, :live].index_select(0, pairs).chunk(2)  # [m,N,M,E]
             heard = F.scaled_dot_product_attention(
                 queries.view(m, q, H, E).transpose(1, 2), keys, values, attn_mask=bias, scale=1.0, enable_gqa=N != H
             )
@@ -187,16 +188,16 @@ class LeanForward:
         h, cache = self._normed(x), self._cache[-1]
         self._write(cache, at, self._rotated(self._last_kv(h), turn[:, H * E // 2 :]))
         row = self._rotated(self._layers[-1].qkv(h[last]), turn[last])
-        keys, values = cache.whole[:, :, :, :live].index_select(1, slots).flatten(1, 2)  # [mN,M,E]
-        whole = _Block(slice(0, m * N), live, self._unseen(columns[last], live))
-        heard = self._attend(row, keys.transpose(1, 2), values, [whole])
+        keys, values = cache.slots[:, :, :live].index_select(0, pairs).view(2, m * N, live, E)
+        block = _Block(slice(0, m * N), live, self._unseen(columns[last], live))
+        heard = self._attend(row, keys.transpose(1, 2), values, [block])
         return self._logits(self._finish(x[last], heard, self._layers[-1]))
 
     @torch.inference_mode()
     def copy(self, source: int, target: int, length: int) -> None:
         """Copies the first ``length`` columns of a slot to another."""
         for cache in self._cache:
-            cache.whole[:, target, :, :length] = cache.whole[:, source, :, :length]
+            cache.slots[target :: self._slots, :, :length] = cache.slots[source :: self._slots, :, :length]
 
     def _normed(self, x: Tensor) -> Tensor:
         """``x`` over its root mean square; on a CPU, over its norm, see ``_normed_weight``."""
@@ -282,12 +283,12 @@ class LeanForward:
         if live <= self._room:
             return
         room = min(max(live, 2 * self._room), self._capacity)
-        shape = (2, self._slots, self._kv_heads, room + 1, self._width)
+        shape = (2 * self._slots, self._kv_heads, room + 1, self._width)
         grown = [
             _Cache.of(torch.zeros(shape, device=self.device, dtype=self._embedding.dtype)) for _ in self._layers
         ]
         for new, old in zip(grown, self._cache):
-            new.whole[:, :, :, : self._room] = old.whole[:, :, :, : self._room]
+            new.slots[:, :, : self._room] = old.slots[:, :, : self._room]
         self._cache, self._room = grown, room
         self._rotations = self._rotation_table(room + 1)
         begins = torch.arange(2 * self._slots * self._kv_heads, device=self.device) * (room + 1)
