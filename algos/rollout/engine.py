@@ -39,8 +39,9 @@ from algos.rollout.memory import SHARE, cache_bytes, cache_shape, free_bytes
 from algos.rollout.sampling import sample, uniforms
 from convgym.errors import CapacityError, CapacityWarning, ConfigError, DivergedError
 
-CHUNK = 64  # forced tokens of a lane that are fed at once: bounds what padding wastes
+CHUNK = 512  # forced tokens of a lane that are fed at once: bounds what padding wastes in attention
 PREFILL = 2048  # forced tokens of all lanes that are fed at once: bounds memory
+FEW, PATIENCE = 8, 4  # fewer than one in FEW lanes with forced tokens wait up to PATIENCE steps for others
 SHARED = 16  # a common prefix shorter than this is not worth a copy
 
 Ids = NDArray[np.int64]
@@ -153,6 +154,7 @@ class Engine:
         self._said = np.zeros(lanes, np.int64)  # tokens sampled in this turn
         self._logp = np.zeros((lanes, max_turn_tokens), np.float32)
         self._slot: dict[int, int] = {}
+        self._deferred = 0  # steps that lanes with forced tokens have been waiting
 
     @property
     def live(self) -> int:
@@ -221,7 +223,9 @@ class Engine:
                 f"{self.live} conversations are live; release them before refreshing the weights"
             )
         self._forward.refresh()
-        self._rows = self._columns = 0
+        if self._rows < self.lanes:  # there may be memory for all of them now
+            self._forward.reserve(0, 0)
+            self._rows = self._columns = 0
 
     def close(self) -> None:
         """Does nothing: all it holds is memory of its own."""
@@ -339,10 +343,10 @@ class Engine:
         self._opening[first:last] = True
 
     def _decode(self) -> list[int]:
-        """One token for every speaking lane; returns the slots whose turn ended."""
+        """One token for every lane that only lacks its last one; returns the slots whose turn ended."""
         n = self._held
-        speaking = np.flatnonzero(self._speaking[:n])
-        # Where each slot's last token goes; what silent slots write there is overwritten later.
+        speaking = np.flatnonzero(self._speaking[:n] & (self._known[:n] == self._cached[:n] + 1))
+        # Where each slot's last token goes; what the other slots write there is overwritten later.
         at = self._cached[:n]
         last = self._history[np.arange(n), at]
         logits = self._forward.step(self._tensor(last), self._tensor(at), int(at[speaking].max()) + 1)
@@ -353,11 +357,9 @@ class Engine:
         """Feeds all forced tokens; returns the slots whose turn ended with the first token after them."""
         ended: list[int] = []
         while True:
-            # A lane that decodes has one token to feed, its last; more than that is forced.
-            behind = self._known - self._cached
-            behind[self.live :] = 0
-            waiting = np.flatnonzero((self._speaking & ((behind > 1) | (self._said == 0)))[: self._held])
-            if not len(waiting):
+            # A lane that has one token to feed, its last, does so when it decodes; more than that is forced.
+            waiting = np.flatnonzero((self._speaking & (self._known - self._cached > 1))[: self._held])
+            if not len(waiting) or (not ended and self._defers(len(waiting))):
                 return ended
             self._share_prefixes(waiting)
             rows = self._leaders(waiting)
@@ -366,6 +368,14 @@ class Engine:
             width = min(CHUNK, int(behind.max()))
             rows = rows[: max(1, PREFILL // width)]
             ended += self._extend(rows, width)
+
+    def _defers(self, waiting: int) -> bool:
+        """Whether a few lanes wait a few steps for others, to be fed together: a pass for one of them is dear."""
+        decoding = int(self._speaking[: self._held].sum()) - waiting
+        self._deferred = self._deferred + 1 if waiting * FEW < decoding else 0
+        if self._deferred > PATIENCE:
+            self._deferred = 0
+        return self._deferred > 0
 
     def _extend(self, rows: NDArray[np.int64], width: int) -> list[int]:
         """Feeds at most ``width`` tokens to each of these slots, and samples where nothing more is forced."""

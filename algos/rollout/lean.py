@@ -1,43 +1,44 @@
 """The fast path of the rollout engine for Llama-shaped models: the same weights, a dozen operations a layer.
 
-What ``transformers`` spends on dispatch, cache objects and masks, a small model cannot afford. Here the
-projections of
-a layer are fused and stored transposed, and rotary embedding is one complex product: the columns of queries
-    and keys
-are reordered so that the two halves that rotate together stand side by side (queries and keys alike, so that
-their dot products stay what they were).
+What ``transformers`` spends on dispatch, cache objects and masks, a small model cannot afford. Here the projections of
+a layer are fused, the weights of its norms are multiplied into them, and rotary embedding is one complex product: the
+columns of queries and keys are reordered so that the two halves that rotate together stand side by side (queries and
+keys alike, so that their dot products stay what they were).
 
-A row of the fused projection is ``[queries | key, value of head 0 | key, value of head 1 | ...]``. The
-rotation table
-covers it whole: rotation times ``head_dim ** -0.5`` for queries, rotation for keys, 1 for values. So the
-    right part of
+A row of the fused projection is ``[queries | key, value of head 0 | key, value of head 1 | ...]``. The rotation table
+covers it whole: rotation times ``head_dim ** -0.5`` for queries, rotation for keys, 1 for values. So the right part of
 the rotated row goes into the cache as it is.
 
-Letters of comments: n lanes in a decoding step; m rows of q tokens in an extension; M live columns of the
-    cache;
-H query heads, N key-value heads, E width of a head.
+Forced tokens are one flat list, whatever rows they belong to; only attention sees rows, padded. After the last layer's
+keys and values nothing but the last token of each row is computed.
+
+Letters of comments: n lanes in a decoding step; m rows of at most q forced tokens, t in all, in an extension; M live
+columns of the cache; H query heads, N key-value heads, E width of a head.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from algos.policies.products import Product, rounded
+
 ROUND = 16  # live columns are rounded up to this: few distinct shapes, aligned rows
 FIRST = 255  # columns of a cache that begins to grow
+FAR = 2**22  # numbers in the live part of all layers' caches from which they come from memory (16 MB)
+NEAR = 3 * 2**16  # numbers of keys, and then of values, that the second cache of a processor holds (768 kB)
 
 
 class _Layer(NamedTuple):
-    norm: Tensor  # [D]
-    wqkv: Tensor  # [D, (H+2N)E]
-    bqkv: Tensor | None  # [(H+2N)E]
-    wo: Tensor  # [HE, D]
-    mlp_norm: Tensor  # [D]
-    gate_up: Tensor  # [D, 2F]
-    down: Tensor  # [F, D]
+    qkv: Product  # D -> (H+2N)E
+    out: Product  # HE -> D
+    gate_up: Product  # D -> 2F
+    down: Product  # F -> D
 
 
 def is_lean(model: Any) -> bool:
@@ -53,6 +54,28 @@ def is_lean(model: Any) -> bool:
     rotary = model.model.rotary_emb
     static = getattr(rotary, "rope_type", "default") in ("default", "linear", "llama3", "yarn")
     return not biased and static and 2 * len(rotary.inv_freq) == attention.head_dim
+
+
+class _Cache(NamedTuple):
+    """Keys and values of a layer, seen in four ways."""
+
+    slots: Tensor  # [2 * slots, N, columns, E], all keys before all values
+    rows: Tensor  # [2 * slots * N * columns, E]
+    keys: Tensor  # [slots * N, E, columns]
+    values: Tensor  # [slots * N, columns, E]
+
+    @classmethod
+    def of(cls, slots: Tensor) -> _Cache:
+        keys, values = slots.flatten(0, 1).chunk(2)
+        return cls(slots, slots.view(-1, slots.shape[-1]), keys.transpose(1, 2), values)
+
+
+class _Block(NamedTuple):
+    """Lanes that are attended to together."""
+
+    lanes: slice  # among the nN pairs of a lane and a head
+    live: int  # columns
+    bias: Tensor | None  # [lanes,1,live]
 
 
 class LeanForward:
@@ -71,20 +94,30 @@ class LeanForward:
         self._heads, self._kv_heads = config.num_attention_heads, config.num_key_value_heads
         self._width = model.model.layers[0].self_attn.head_dim
         self._eps, self._hidden = config.rms_norm_eps, config.hidden_size
+        # In float32 on a CPU, rms_norm's half dozen operations are made three; sqrt(D) goes into the weights.
+        self._three = self.device.type == "cpu" and model.lm_head.weight.dtype == torch.float32
+        self._floor = torch.tensor(math.sqrt(self._hidden * self._eps), device=self.device)
         self._columns = torch.arange(capacity + ROUND + 1, device=self.device)
+        self._never = torch.tensor(-torch.inf, device=self.device, dtype=model.lm_head.weight.dtype)
+        self._layers: list[_Layer] = []
+        self._cache: list[_Cache] = []  # one a layer
         self._rows = self._room = 0  # slots and columns of the cache
         self.refresh()
+        self._empty()
 
     def refresh(self) -> None:
-        """Takes over the model's present weights, and empties the cache."""
+        """Takes over the model's present weights, and forgets all conversations."""
         with torch.inference_mode():
             trunk = self._model.model
             order = self._interleaved(self._heads + self._kv_heads)
             self._layers = [self._fuse(layer, order) for layer in trunk.layers]
+            self._last_kv = _narrowed(self._layers[-1].qkv, self._heads * self._width)
             self._embedding = trunk.embed_tokens.weight.detach()
-            self._norm = trunk.norm.weight.detach()
-            self._head = self._model.lm_head.weight.detach().t().contiguous()  # [D, V]
-        self._empty()
+            self._head = _product(self._normed_weight(self._model.lm_head.weight, trunk.norm))
+            # What unseen columns hold is multiplied with 0, so it may be old, but it must be numbers.
+            if not all(torch.isfinite(cache.slots.sum()) for cache in self._cache):
+                for cache in self._cache:
+                    cache.slots.zero_()
 
     @torch.inference_mode()
     def step(self, tokens: Tensor, positions: Tensor, live: int) -> Tensor:
@@ -99,93 +132,158 @@ class LeanForward:
             Logits of the following token, float32 [n,V].
         """
         self._reserve(live)
-        n, live = len(tokens), min(-(-live // ROUND) * ROUND, self._room)
-        H, N, E = self._heads, self._kv_heads, self._width
-        at = self._flat(torch.arange(n, device=self.device), positions)  # [nN]
+        lanes = len(tokens)
+        n = min(rounded(lanes), self._rows)
+        if n > lanes:  # lanes that nobody reads
+            tokens, positions = F.pad(tokens, (0, n - lanes)), F.pad(positions, (0, n - lanes), value=self._room)
+        at = (self._begins[:n] + positions[:, None, None]).view(-1)  # [n*2N]
         turn = self._rotations[positions]  # [n, (H+2N)E/2]
-        unseen = self._columns[:live] > positions[:, None]  # [n,M]
-        bias = torch.zeros(n, 1, live, device=self.device).masked_fill_(unseen[:, None], -torch.inf)
-        if N > 1:
-            bias = bias.repeat_interleave(N, 0)  # [nN,1,M]
+        blocks = self._blocks(positions, live)
         x = F.embedding(tokens, self._embedding)  # [n,D]
         for layer, cache in zip(self._layers, self._cache):
-            row = self._project(x, layer, turn)  # [n, (H+2N)E]
-            query = row[:, : H * E].reshape(n * N, H // N, E)
-            cache.view(-1, 2 * E).index_copy_(0, at, row[:, H * E :].reshape(n * N, 2 * E))
-            seen = cache[:n, :, :live].view(n * N, live, 2 * E)
-            weights = torch.softmax(torch.baddbmm(bias, query, seen[..., :E].transpose(1, 2)), -1)
-            heard = torch.bmm(weights, seen[..., E:])  # [nN, H/N, E]
-            x = self._finish(x, heard.view(n, H * E), layer)
-        return self._logits(x)
+            row = self._rotated(layer.qkv(self._normed(x)), turn)  # [n, (H+2N)E]
+            self._write(cache, at, row)
+            x = self._finish(x, self._attend(row, cache.keys, cache.values, blocks), layer)
+        return self._logits(x)[:lanes]
 
     @torch.inference_mode()
     def extend(self, tokens: Tensor, positions: Tensor, slots: Tensor, live: int) -> Tensor:
-        """Feeds q tokens to each of m slots; shorter rows are padded on the left.
+        """Feeds at most q tokens to each of m slots; shorter rows are padded.
 
         Args:
             tokens: [m,q] ids.
-            positions: [m,q] columns that they are written to; -1 at padding.
+            positions: [m,q] columns that they are written to, ascending; -1 at padding.
             slots: [m] distinct slots.
             live: Columns in use, the new ones included.
 
         Returns:
-            Logits of the token that follows the last column, float32 [m,V].
+            Logits of the token that follows the last one of each row, float32 [m,V].
         """
         self._reserve(live)
         (m, q), live = tokens.shape, min(-(-live // ROUND) * ROUND, self._room)
         H, N, E = self._heads, self._kv_heads, self._width
-        # Padding is written to the cache's last column, which nothing else uses, and reads what it likes.
-        positions = torch.where(positions < 0, self._room, positions)
-        at = self._flat(slots[:, None].expand(m, q).reshape(-1), positions.view(-1))  # [mqN]
-        turn = self._rotations[positions.view(-1)]
-        unseen = self._columns[:live] > positions[:, :, None]  # [m,q,M]
-        bias = torch.zeros(m, 1, q, live, device=self.device).masked_fill_(unseen[:, None], -torch.inf)
-        x = F.embedding(tokens.view(-1), self._embedding)  # [mq,D]
-        for layer, cache in zip(self._layers, self._cache):
-            row = self._project(x, layer, turn)  # [mq, (H+2N)E]
-            query = row[:, : H * E].view(m, q, H, E).transpose(1, 2)
-            cache.view(-1, 2 * E).index_copy_(0, at, row[:, H * E :].reshape(-1, 2 * E))
-            seen = cache[:, :, :live].index_select(0, slots)  # [m,N,M,2E]
+        pairs = torch.cat([slots, slots + self._rows])  # [2m] where the keys, and then the values, of the rows are
+        real = positions >= 0
+        grid = real.view(-1).nonzero()[:, 0]  # [t] where the tokens stand in the padded rows
+        last = real.sum(1).cumsum(0) - 1  # [m] where the last token of each row stands among the t
+        spare = rounded(len(grid)) - len(grid)  # tokens that belong to no row, written where nobody reads
+        where = F.pad(grid, (0, spare))
+        columns = F.pad(positions.view(-1)[grid], (0, spare), value=self._room)
+        at = (self._begins[slots[where // q]] + columns[:, None, None]).view(-1)  # [t*2N]
+        turn = self._rotations[columns]
+        # A padded query sees whatever a query at column 0 would: one column, so that it is no NaN.
+        unseen = self._columns[:live] > positions[:, :, None].clamp_min(0)  # [m,q,M]
+        bias = torch.zeros(m, 1, q, live, device=self.device, dtype=self._embedding.dtype)
+        bias.masked_fill_(unseen[:, None], -torch.inf)
+        x = F.embedding(tokens.view(-1)[where], self._embedding)  # [t,D]
+        queries = torch.zeros(m * q, H * E, device=self.device, dtype=x.dtype)
+        for layer, cache in zip(self._layers[:-1], self._cache):
+            row = self._rotated(layer.qkv(self._normed(x)), turn)  # [t, (H+2N)E]
+            self._write(cache, at, row)
+            queries.index_copy_(0, grid, row[: len(grid), : H * E])
+            keys, values = cache.slots[:, :, :live].index_select(0, pairs).chunk(2)  # [m,N,M,E]
             heard = F.scaled_dot_product_attention(
-                query, seen[..., :E], seen[..., E:], attn_mask=bias, scale=1.0, enable_gqa=N != H
+                queries.view(m, q, H, E).transpose(1, 2), keys, values, attn_mask=bias, scale=1.0, enable_gqa=N != H
             )
-            x = self._finish(x, heard.transpose(1, 2).reshape(m * q, H * E), layer)
-        return self._logits(x.view(m, q, -1)[:, -1])
+            x = self._finish(x, heard.transpose(1, 2).reshape(m * q, H * E).index_select(0, where), layer)
+        # The last layer: keys and values of all tokens, the rest for the last token of each row.
+        h, cache = self._normed(x), self._cache[-1]
+        self._write(cache, at, self._rotated(self._last_kv(h), turn[:, H * E // 2 :]))
+        row = self._rotated(self._layers[-1].qkv(h[last]), turn[last])
+        keys, values = cache.slots[:, :, :live].index_select(0, pairs).view(2, m * N, live, E)
+        block = _Block(slice(0, m * N), live, self._unseen(columns[last], live))
+        heard = self._attend(row, keys.transpose(1, 2), values, [block])
+        return self._logits(self._finish(x[last], heard, self._layers[-1]))
 
     @torch.inference_mode()
     def copy(self, source: int, target: int, length: int) -> None:
         """Copies the first ``length`` columns of a slot to another."""
         for cache in self._cache:
-            cache[target, :, :length] = cache[source, :, :length]
+            cache.slots[target :: self._rows, :, :length] = cache.slots[source :: self._rows, :, :length]
 
-    def _project(self, x: Tensor, layer: _Layer, turn: Tensor) -> Tensor:
-        h = F.rms_norm(x, (self._hidden,), layer.norm, self._eps)
-        row = torch.mm(h, layer.wqkv) if layer.bqkv is None else torch.addmm(layer.bqkv, h, layer.wqkv)
-        pairs = torch.view_as_complex(row.view(len(row), -1, 2))
-        return torch.view_as_real(pairs.mul_(turn)).view(len(row), -1)
+    def _normed(self, x: Tensor) -> Tensor:
+        """``x`` over its root mean square; on a CPU, over its norm, see ``_normed_weight``."""
+        if self._three:
+            return x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), self._floor)
+        return F.rms_norm(x, (self._hidden,), None, self._eps)
+
+    def _rotated(self, row: Tensor, turn: Tensor) -> Tensor:
+        """Multiplies neighbours, as complex numbers, with the rotations of their positions; in place."""
+        torch.view_as_complex(row.view(len(row), -1, 2)).mul_(turn)
+        return row
+
+    def _write(self, cache: _Cache, at: Tensor, row: Tensor) -> None:
+        """Puts the keys and values at the end of each row into the cache."""
+        cache.rows.index_copy_(0, at, row[:, -2 * self._kv_heads * self._width :].reshape(-1, self._width))
+
+    def _attend(self, row: Tensor, keys: Tensor, values: Tensor, blocks: Sequence[_Block]) -> Tensor:
+        """Attention of one query a lane.
+
+        Args:
+            row: Queries at the beginning, [n, HE or more].
+            keys: [nN or more, E, columns].
+            values: [nN or more, columns, E].
+            blocks: Of lanes; together all n.
+
+        Returns:
+            What was heard, [n,HE].
+        """
+        H, N, E = self._heads, self._kv_heads, self._width
+        query = row[:, : H * E].reshape(-1, H // N, E)  # [nN, H/N, E]
+        heard = []
+        for block in blocks:
+            key, value, asked = keys[block.lanes, :, : block.live], values[block.lanes, : block.live], query
+            if len(blocks) > 1:
+                asked = query[block.lanes]
+                # Reading a block from end to end is fast, and the products then find it in the processor's cache;
+                # reading themselves, in their own order, they would wait for memory.
+                key.sum()
+            scores = torch.bmm(asked, key) if block.bias is None else torch.baddbmm(block.bias, asked, key)
+            weights = torch.softmax(scores, -1)
+            if len(blocks) > 1:
+                value.sum()
+            heard.append(torch.bmm(weights, value))
+        return (heard[0] if len(blocks) == 1 else torch.cat(heard)).view(len(row), H * E)
+
+    def _blocks(self, positions: Tensor, live: int) -> list[_Block]:
+        """Lanes that are attended to together: all of them, or as many as the processor's cache holds at once.
+
+        Args:
+            positions: [n] columns of the queries.
+            live: Columns in use.
+        """
+        n, N = len(positions), self._kv_heads
+        if n == 1:
+            return [_Block(slice(0, N), live, None)]
+        live = min(-(-live // ROUND) * ROUND, self._room)
+        bias, size = self._unseen(positions, live), N * live * self._width  # numbers of a lane's keys
+        if self.device.type != "cpu" or 2 * n * size * len(self._layers) < FAR:
+            return [_Block(slice(0, n * N), live, bias)]
+        blocks, lanes = [], max(1, NEAR // size)
+        for begin in range(0, n, lanes):
+            used = int(positions[begin : begin + lanes].max()) + 1  # a block of short lanes costs less
+            used = min(-(-used // ROUND) * ROUND, live)
+            part = slice(begin * N, min(begin + lanes, n) * N)
+            blocks.append(_Block(part, used, bias[part, :, :used]))
+        return blocks
+
+    def _unseen(self, positions: Tensor, live: int) -> Tensor:
+        """-inf at the columns that a query at ``positions`` [n] does not see, else 0: [nN,1,M]."""
+        bias = torch.where(self._columns[:live] > positions[:, None], self._never, self._never.new_zeros(()))[:, None]
+        return bias if self._kv_heads == 1 else bias.repeat_interleave(self._kv_heads, 0)
 
     def _finish(self, x: Tensor, heard: Tensor, layer: _Layer) -> Tensor:
-        x = torch.addmm(x, heard, layer.wo)
-        h = F.rms_norm(x, (self._hidden,), layer.mlp_norm, self._eps)
-        gate, up = torch.mm(h, layer.gate_up).chunk(2, -1)
-        return torch.addmm(x, F.silu(gate).mul_(up), layer.down)
+        x = layer.out.onto(x, heard)
+        gate, up = layer.gate_up(self._normed(x)).chunk(2, -1)
+        return layer.down.onto(x, F.silu(gate).mul_(up))
 
     def _logits(self, x: Tensor) -> Tensor:
-        return torch.mm(F.rms_norm(x, (self._hidden,), self._norm, self._eps), self._head).float()
-
-    def _flat(self, slots: Tensor, positions: Tensor) -> Tensor:
-        """Rows of the cache seen as [slots * N * columns, 2E], for tokens in order, heads innermost."""
-        N, columns = self._kv_heads, self._room + 1
-        if N == 1:
-            return slots * columns + positions
-        heads = torch.arange(N, device=self.device)
-        rows: Tensor = (slots[:, None] * N + heads) * columns + positions[:, None]
-        return rows.view(-1)
+        return self._head(self._normed(x)).float()
 
     @property
     def token_bytes(self) -> int:
         """Bytes of one token's keys and values in all layers."""
-        size: int = len(self._layers) * self._kv_heads * 2 * self._width * self._head.element_size()
+        size: int = len(self._layers) * self._kv_heads * 2 * self._width * self._embedding.element_size()
         return size
 
     @torch.inference_mode()
@@ -196,22 +294,26 @@ class LeanForward:
         cache is empty.
         """
         rows, kept = min(slots, self._rows), min(columns, self._room)
+        shape = (2 * slots, self._kv_heads, columns + 1, self._width)
         try:
-            for index in range(len(self._cache)):
-                old = self._cache[index]
-                new = old.new_zeros((slots, self._kv_heads, columns + 1, 2 * self._width))
-                new[:rows, :, :kept] = old[:rows, :, :kept]
-                self._cache[index] = new
+            for index, cache in enumerate(self._cache):
+                old, new = cache.slots, cache.slots.new_zeros(shape)
+                for here, there in ((0, 0), (slots, self._rows)):  # keys, values
+                    new[here : here + rows, :, :kept] = old[there : there + rows, :, :kept]
+                self._cache[index] = _Cache.of(new)
             self._rotations = self._rotation_table(columns + 1)
         except BaseException:
             self._empty()
             raise
         self._rows, self._room = slots, columns
+        begins = torch.arange(2 * slots * self._kv_heads, device=self.device) * (columns + 1)
+        # [slots,N,2] first row of a slot's keys and values among all rows of a layer's cache
+        self._begins = begins.view(2, slots, self._kv_heads).permute(1, 2, 0).contiguous()
 
     def _empty(self) -> None:
         """Forgets all keys and values."""
-        shape = (0, self._kv_heads, 1, 2 * self._width)  # per layer [slots, N, columns, 2E]: key and value side by side
-        self._cache = [torch.zeros(shape, device=self.device, dtype=self._head.dtype) for _ in self._layers]
+        nothing = torch.zeros((0, self._kv_heads, 1, self._width), device=self.device, dtype=self._embedding.dtype)
+        self._cache = [_Cache.of(nothing) for _ in self._layers]
         self._rows = self._room = 0
 
     def _reserve(self, live: int) -> None:
@@ -234,25 +336,43 @@ class LeanForward:
         return order.view(-1)
 
     def _fuse(self, layer: Any, order: Tensor) -> _Layer:
-        H, N, E = self._heads, self._kv_heads, self._width
         attention, mlp = layer.self_attn, layer.mlp
+        gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])
+        return _Layer(
+            qkv=self._fused_projection(layer, order),
+            out=_product(attention.o_proj.weight.detach()),
+            gate_up=_product(self._normed_weight(gate_up, layer.post_attention_layernorm)),
+            down=_product(mlp.down_proj.weight.detach()),
+        )
+
+    def _fused_projection(self, layer: Any, order: Tensor) -> Product:
+        H, N, E = self._heads, self._kv_heads, self._width
+        attention = layer.self_attn
 
         def fused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             turned = torch.cat([query, key])[order]
             keys, values = turned[H * E :].view(N, E, -1), value.view(N, E, -1)
             pairs = torch.cat([keys, values], 1).view(2 * N * E, -1)
-            return torch.cat([turned[: H * E].view(H * E, -1), pairs]).detach()
+            return torch.cat([turned[: H * E].view(H * E, -1), pairs])
 
         weight = fused(attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight)
         bias = None
         if attention.q_proj.bias is not None:
             bias = fused(attention.q_proj.bias, attention.k_proj.bias, attention.v_proj.bias).view(-1)
-        return _Layer(
-            norm=layer.input_layernorm.weight.detach(),
-            wqkv=weight.t().contiguous(),
-            bqkv=bias,
-            wo=attention.o_proj.weight.detach().t().contiguous(),
-            mlp_norm=layer.post_attention_layernorm.weight.detach(),
-            gate_up=torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]).detach().t().contiguous(),
-            down=mlp.down_proj.weight.detach().t().contiguous(),
-        )
+        return _product(self._normed_weight(weight, layer.input_layernorm), bias)
+
+    def _normed_weight(self, weight: Tensor, norm: Any) -> Tensor:
+        """[N,D] what a projection after a norm multiplies with: its columns, times the norm's weights."""
+        scaled: Tensor = weight * (norm.weight * math.sqrt(self._hidden) if self._three else norm.weight)
+        return scaled
+
+
+def _narrowed(product: Product, first: int) -> Product:
+    """The same without the outputs before ``first``."""
+    bias = None if product.bias is None else product.bias[first:]
+    return Product(product.weight[:, first:].contiguous(), bias)
+
+
+def _product(weight: Tensor, bias: Tensor | None = None) -> Product:
+    """With a weight [N,K] as ``torch.nn.Linear`` has it."""
+    return Product(weight.t().contiguous(), bias)

@@ -281,7 +281,7 @@ def test_a_large_cache_is_given_back_with_the_last_conversation(models: dict[str
 
 def _bytes(engine: Engine) -> int:
     forward: Any = engine._forward
-    return sum(part.nbytes for part in forward._cache if len(part))
+    return sum(cache.slots.nbytes for cache in forward._cache)
 
 
 def test_without_a_limit_memory_is_counted_by_what_is_free(
