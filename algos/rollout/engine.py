@@ -1,9 +1,9 @@
 """The rollout engine: many conversations sampled at once, each keeping its keys and values over turns.
 
 A *lane* holds one live conversation. The user's reply is appended to what is already cached, so the cost of a
-conversation is linear in its tokens. Lanes do not wait for one another: forced tokens are fed to the lanes
-    that have
-them while the others keep decoding, and ``advance`` returns as soon as any lane has finished its turn.
+conversation is linear in its tokens. Lanes do not wait for one another: forced tokens are fed to the lanes that have
+them while the others keep decoding (a few lanes are held back a few steps, for others to be fed together with them),
+and ``advance`` returns as soon as any lane has finished its turn.
 
 Lanes live in *slots* of the cache, and live slots are kept in front: decoding reads a prefix of the cache
     without

@@ -1,0 +1,188 @@
+"""The fast path: whatever library multiplies, and however lanes are put together, the logits are the model's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from algos.rollout import engine as engines
+from algos.rollout import lean, products
+from algos.rollout.engine import Engine
+from algos.rollout.lean import LeanForward
+from algos.rollout.products import Product, rounded
+from tests.algos.rollout.test_engine import LEAN, VOCAB, build, close, ids_of, make_engine, talk
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, Any]:
+    return {name: build(name) for name in LEAN}
+
+
+@pytest.fixture(scope="module")
+def ids() -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(0).integers(0, VOCAB, (40, 60)))
+
+
+def whole(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        logits: torch.Tensor = model(ids).logits.float()
+    return logits
+
+
+def feed(forward: LeanForward, ids: torch.Tensor, lengths: torch.Tensor, *, left: bool = False) -> torch.Tensor:
+    """Feeds the beginning of each row to the slot of the same number, padded on either side."""
+    q = int(lengths.max())
+    positions = torch.arange(q).expand(len(lengths), q)
+    positions = positions - (q - lengths)[:, None] if left else positions
+    positions = torch.where((positions < 0) | (positions >= lengths[:, None]), -1, positions)
+    tokens = ids[: len(lengths)].gather(1, positions.clamp_min(0))
+    return forward.extend(tokens, positions, torch.arange(len(lengths)), q)
+
+
+# -- products ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("large", [0, 2**62], ids=["oneDNN", "MKL"])
+@pytest.mark.parametrize("rows", [1, 7, 70])
+def test_both_libraries_multiply_alike(monkeypatch: pytest.MonkeyPatch, large: int, rows: int) -> None:
+    monkeypatch.setattr(products, "LARGE", large)
+    rng = torch.Generator().manual_seed(rows)
+    x, weight, bias, base = (torch.randn(shape, generator=rng) for shape in ((rows, 24), (24, 40), (40,), (rows, 40)))
+    exact = x.double() @ weight.double()
+    for got, expected in (
+        (Product(weight)(x), exact),
+        (Product(weight, bias)(x), exact + bias),
+        (Product(weight, bias).onto(base, x), exact + base),
+    ):
+        torch.testing.assert_close(got.double(), expected, atol=1e-5, rtol=1e-5)
+
+
+@given(st.integers(1, 10**6))
+def test_rounded_adds_little_and_knows_few_numbers(rows: int) -> None:
+    assert 0 <= rounded(rows) - rows < max(1, rows / 16)
+    octave = 2 ** (min(rows, 2**12).bit_length() - 1)
+    assert len({rounded(n) for n in range(octave, 2 * octave)}) <= 17
+
+
+# -- forward passes ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("large", [0, 2**62], ids=["oneDNN", "MKL"])
+@pytest.mark.parametrize("name", LEAN)
+def test_ragged_rows_are_those_of_a_full_forward(
+    models: dict[str, Any], ids: torch.Tensor, monkeypatch: pytest.MonkeyPatch, name: str, large: int
+) -> None:
+    """Rows of 1 to 40 tokens, 257 in all (so that spare tokens are fed), padded on the left and on the right."""
+    monkeypatch.setattr(products, "LARGE", large)
+    lengths = torch.tensor([40, 1, 33, 40, 2, 17, 40, 9, 39, 36])
+    assert rounded(int(lengths.sum())) > int(lengths.sum())
+    expected = whole(models[name], ids[:10])
+    for left in (False, True):
+        forward = LeanForward(models[name], 10, 60)
+        close(feed(forward, ids, lengths, left=left), expected[torch.arange(10), lengths - 1])
+        for step in range(3):  # and their keys and values are what decoding needs, in all layers
+            at = lengths + step
+            logits = forward.step(ids[torch.arange(10), at], at, int(at.max()) + 1)
+            close(logits, expected[torch.arange(10), at])
+
+
+@pytest.mark.parametrize("near", [1, 3 * 2 * 48 * 12, 2**30], ids=["one lane", "some lanes", "all lanes"])
+@pytest.mark.parametrize("name", LEAN)
+def test_blocks_of_lanes_change_nothing(
+    models: dict[str, Any], ids: torch.Tensor, monkeypatch: pytest.MonkeyPatch, name: str, near: int
+) -> None:
+    """Lengths at the edges of the columns that are rounded to 16, short lanes and long ones side by side."""
+    monkeypatch.setattr(lean, "FAR", 0)
+    monkeypatch.setattr(lean, "NEAR", near)
+    lengths = torch.tensor([15, 16, 17, 31, 32, 33, 1, 47])
+    forward = LeanForward(models[name], 8, 60)
+    expected = whole(models[name], ids[:8])
+    feed(forward, ids, lengths)
+    for step in range(3):
+        at = lengths + step
+        logits = forward.step(ids[torch.arange(8), at], at, int(at.max()) + 1)
+        close(logits, expected[torch.arange(8), at])
+
+
+@pytest.mark.parametrize("name", LEAN)
+def test_a_single_lane_is_as_one_of_many(models: dict[str, Any], ids: torch.Tensor, name: str) -> None:
+    expected = whole(models[name], ids[:1])[0]
+    forward = LeanForward(models[name], 3, 60)
+    close(feed(forward, ids, torch.tensor([20])), expected[[19]])
+    for at in range(20, 60):  # every remainder of the rounding
+        close(forward.step(ids[0, [at]], torch.tensor([at]), at + 1), expected[[at]])
+
+
+def test_lanes_added_for_round_numbers_touch_nothing(models: dict[str, Any], ids: torch.Tensor) -> None:
+    model, n = models["llama_gqa_untied"], 35
+    assert rounded(n) > n
+    expected = whole(model, ids)
+    for slots in (n, 40):  # no room for more lanes, and room
+        forward = LeanForward(model, slots, 60)
+        lengths = torch.full((slots,), 10)
+        feed(forward, ids, lengths)
+        at = lengths[:n]
+        close(forward.step(ids[:n, 10], at, 11), expected[:n, 10])
+        close(forward.step(ids[:n, 11], at + 1, 12), expected[:n, 11])
+        close(forward.step(ids[:slots, 12], lengths + 2, 13)[:n], expected[:n, 12])
+    # The lanes behind were silent, and have kept what they had.
+    at = torch.cat([torch.full((n,), 13), torch.full((5,), 10)])
+    close(forward.step(ids[torch.arange(40), at], at, 14), expected[torch.arange(40), at])
+
+
+def test_forgotten_keys_that_are_no_numbers_are_wiped(models: dict[str, Any], ids: torch.Tensor) -> None:
+    model = models["llama_mqa"]
+    forward = LeanForward(model, 2, 60)
+    feed(forward, ids, torch.tensor([30, 30]))
+    with torch.inference_mode():
+        forward._cache[1].slots[3, :, 25] = torch.inf  # a value of slot 1
+    forward.refresh()
+    close(feed(forward, ids, torch.tensor([4, 20])), whole(model, ids[:2])[[0, 1], [3, 19]])
+
+
+# -- lanes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("patience", [0, 1, 4])
+def test_waiting_for_others_changes_no_sample(
+    models: dict[str, Any], monkeypatch: pytest.MonkeyPatch, patience: int
+) -> None:
+    alone = ids_of(talk(make_engine(models["llama_mqa"], lanes=1), count=30))
+    monkeypatch.setattr(engines, "PATIENCE", patience)
+    engine = make_engine(models["llama_mqa"], lanes=30)
+    assert ids_of(talk(engine, count=30)) == alone
+
+
+def test_a_lane_waits_a_few_steps_at_most(models: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One lane with forced tokens beside twenty that decode is fed after PATIENCE steps; beside few, at once."""
+    for others, waits in ((20, engines.PATIENCE), (engines.FEW, 0)):
+        engine = make_engine(models["llama_mqa"], lanes=21, eos_ids=[], max_turn_tokens=40)
+        for lane in range(others):
+            engine.start(lane, [5 + lane, 6, 7], lane)
+        assert engine._prefill() == []
+        calls = _names_of_calls(engine, monkeypatch)
+        engine.start(99, [5, 6, 7, 8], 99)
+        assert {turn.lane for turn in engine.advance()} >= set(range(others))
+        assert calls.index("extend") == waits
+
+
+def _names_of_calls(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The forward passes that the engine makes from now on, as it makes them."""
+    calls: list[str] = []
+
+    def noted(name: str, call: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def run(*args: Any) -> torch.Tensor:
+            calls.append(name)
+            return call(*args)
+
+        return run
+
+    for name in ("step", "extend"):
+        monkeypatch.setattr(engine._forward, name, noted(name, getattr(engine._forward, name)))
+    return calls
