@@ -208,9 +208,10 @@ class LeanForward:
         return F.rms_norm(x, (self._hidden,), None, self._eps)
 
     def _rotated(self, row: Tensor, turn: Tensor) -> Tensor:
-        """Multiplies neighbours, as complex numbers, with the rotations of their positions; in place."""
-        torch.view_as_complex(row.view(len(row), -1, 2)).mul_(turn)
-        return row
+        """Multiplies neighbours, as complex numbers, with the rotations of their positions."""
+        wide = row if row.dtype == torch.float32 else row.float()  # there are no complex numbers of two bfloat16
+        torch.view_as_complex(wide.view(len(row), -1, 2)).mul_(turn)
+        return wide if wide is row else wide.to(row.dtype)
 
     def _write(self, cache: _Cache, at: Tensor, row: Tensor) -> None:
         """Puts the keys and values at the end of each row into the cache."""

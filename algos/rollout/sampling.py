@@ -14,15 +14,20 @@ def uniforms(seeds: NDArray[np.uint64], positions: NDArray[np.int64]) -> NDArray
 
     The largest is ``1 - 2**-52``, so that it times a total stays below the total.
     """
-    golden = np.uint64(0x9E3779B97F4A7C15)
-    mixed = _mix(_mix(seeds + golden) + golden * positions.astype(np.uint64))
-    return (mixed >> np.uint64(12)).astype(np.float64) * 2.0**-52
+    mixed = _mix(_mix(seeds + _GOLDEN) + _GOLDEN * positions.astype(np.uint64))
+    return (mixed >> _TOP).astype(np.float64) * 2.0**-52
+
+
+# Made once: each would cost as much as the operation that uses it.
+_GOLDEN, _TOP = np.uint64(0x9E3779B97F4A7C15), np.uint64(12)
+_ROUNDS = (np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)), (np.uint64(27), np.uint64(0x94D049BB133111EB))
+_LAST = np.uint64(31)
 
 
 def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+    for shift, factor in _ROUNDS:
+        z = (z ^ (z >> shift)) * factor
+    return z ^ (z >> _LAST)
 
 
 @torch.inference_mode()

@@ -110,6 +110,17 @@ def test_lanes_added_for_round_numbers_touch_nothing(models: dict[str, Any], ids
     close(forward.step(ids[torch.arange(40), at], at, 14), expected[torch.arange(40), at])
 
 
+@pytest.mark.parametrize("name", ["llama_gqa_untied", "qwen2"])
+def test_bfloat16_is_as_exact_as_the_models_own(ids: torch.Tensor, name: str) -> None:
+    """Both differ from float32 by their roundings, which are not the same ones: neither may be far behind."""
+    expected = whole(build(name), ids)
+    model = build(name).to(torch.bfloat16)
+    own = (whole(model, ids) - expected)[torch.arange(40), 39].abs().mean()
+    logits = feed(LeanForward(model, 40, 60), ids, torch.full((40,), 40))
+    assert logits.dtype == torch.float32
+    assert (logits - expected[:, 39]).abs().mean() < 1.5 * own
+
+
 def test_forgotten_keys_that_are_no_numbers_are_wiped(models: dict[str, Any], ids: torch.Tensor) -> None:
     model = models["llama_mqa"]
     forward = LeanForward(model, 2, 60)
