@@ -10,19 +10,21 @@ width E; D hidden size.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from transformers.models.llama.modeling_llama import rotate_half
 
+from algos.learner.pieces import rms_norm, rotate
 from algos.learner.prefixes import Block, PrefixTree, attention_blocks, prefix_tree
 from algos.policies.products import linear, rounded
 
 SHAPED = ("LlamaModel", "Qwen2Model", "Qwen3Model")
 """Decoders whose layers are: norm, attention over all earlier tokens with rotary positions, norm, MLP."""
+NORMS = ("LlamaRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
 PLAIN = ("LlamaMLP", "Qwen2MLP", "Qwen3MLP")
 """``down(act(gate(x)) * up(x))``."""
 SHORT = 512  # longest row whose attention weights are kept on a CPU
@@ -64,18 +66,54 @@ def _states(decoder: Any, tree: PrefixTree, wanted: Tensor) -> Tensor:
     """
     spare = rounded(len(tree.tokens)) - len(tree.tokens)
     x = decoder.embed_tokens(F.pad(tree.tokens, (0, spare)))  # [U',D]
-    rotation = decoder.rotary_emb(x, F.pad(tree.position, (0, spare))[None])  # cosine and sine, [1,U',E] each
+    cosine, sine = decoder.rotary_emb(x, F.pad(tree.position, (0, spare))[None])  # [1,U',E] each, two equal halves
+    half = cosine.shape[-1] // 2
+    angles = cosine[0, :, None, :half], sine[0, :, None, :half]  # [U',1,E/2]
+    attention = decoder.layers[0].self_attn
+    heads = attention.q_proj.out_features // attention.head_dim, attention.k_proj.out_features // attention.head_dim
     causal = x.device.type != "cpu" or tree.node.shape[1] > SHORT
-    everybody = torch.arange(len(tree.tokens), device=x.device)
     *layers, last = decoder.layers
     if layers:
-        blocks, where = attention_blocks(tree, everybody, causal=causal)
+        everybody = torch.arange(len(tree.tokens), device=x.device)
+        view = _views(*attention_blocks(tree, everybody, causal=causal), heads, len(x))
         for layer in layers:
-            x = _layer(layer, x, rotation, blocks, F.pad(where, (0, spare)), None)
-    blocks, where = attention_blocks(tree, wanted, causal=causal)
-    spare = rounded(len(wanted)) - len(wanted)
-    asking, where = F.pad(wanted, (0, spare)), F.pad(where, (0, spare))
-    return cast(Tensor, decoder.norm(_layer(last, x, rotation, blocks, where, asking)))
+            x = _layer(layer, x, angles, view, None)
+    view = _views(*attention_blocks(tree, wanted, causal=causal), heads, rounded(len(wanted)))
+    return _norm(decoder.norm, _layer(last, x, angles, view, F.pad(wanted, (0, rounded(len(wanted)) - len(wanted)))))
+
+
+class _View(NamedTuple):
+    """One block of attention: indices of heads, seen as rows of E numbers.
+
+    Attributes:
+        queries: ``[b,H,S]`` into ``[W H]``.
+        keys: ``[b,N,T]`` into ``[U N]``, for keys and values.
+        bias: ``[b,1,S,T]`` or ``None``, see ``algos.learner.prefixes.Block``.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    bias: Tensor | None
+
+
+def _views(
+    blocks: Sequence[Block], where: Tensor, heads: tuple[int, int], size: int
+) -> tuple[list[_View], Tensor]:
+    """Spreads blocks over H query and N key heads.
+
+    Returns:
+        The views; and where each head of each node asks, ``[size,H]`` into all views' ``[b,H,S]``, flattened, one
+        after the other.
+    """
+    query_head, key_head = (torch.arange(n, device=where.device)[:, None] for n in heads)
+    views, places, begin = [], [], 0
+    for queries, keys, bias in blocks:
+        asks = queries[:, None] * heads[0] + query_head  # [b,H,S]
+        views.append(_View(asks, keys[:, None] * heads[1] + key_head, None if bias is None else bias[:, None]))
+        here = torch.arange(begin, begin + asks.numel(), device=where.device).view_as(asks)
+        places.append(here.transpose(1, 2).flatten(0, 1))  # [bS,H]
+        begin += asks.numel()
+    return views, F.pad(torch.cat(places)[where], (0, 0, 0, size - len(where)))
 
 
 def _layer(layer: Any, *state: Any) -> Tensor:
@@ -86,60 +124,59 @@ def _layer(layer: Any, *state: Any) -> Tensor:
 
 
 def _answer(
-    layer: Any,
-    x: Tensor,
-    rotation: tuple[Tensor, Tensor],
-    blocks: list[Block],
-    where: Tensor,
-    asking: Tensor | None,
+    layer: Any, x: Tensor, angles: tuple[Tensor, Tensor], view: tuple[list[_View], Tensor], asking: Tensor | None
 ) -> Tensor:
     """One layer, ``[U,D]`` to ``[W,D]``: all nodes are heard, and those answer that are asked."""
-    attention, heads = layer.self_attn, layer.self_attn.head_dim
-    normed = layer.input_layernorm(x)
-    key, value = (linear(part, normed).view(1, len(x), -1, heads) for part in (attention.k_proj, attention.v_proj))
-    turned = rotation
+    attention, E = layer.self_attn, layer.self_attn.head_dim
+    normed = _norm(layer.input_layernorm, x)
+    key, value = (linear(part, normed).view(len(x), -1, E) for part in (attention.k_proj, attention.v_proj))
+    turned = angles
     if asking is not None:
         x, normed = F.embedding(asking, x), F.embedding(asking, normed)
-        turned = rotation[0][:, asking], rotation[1][:, asking]
-    query = linear(attention.q_proj, normed).view(1, len(x), -1, heads)
+        turned = angles[0][asking], angles[1][asking]
+    query = linear(attention.q_proj, normed).view(len(x), -1, E)
     if hasattr(attention, "q_norm"):
         query, key = attention.q_norm(query), attention.k_norm(key)
-    query, key = _turn(query, turned), _turn(key, rotation)
-    heard = _attend(query[0], torch.cat([key, value], -1)[0], blocks, attention.scaling)
-    x = x + linear(attention.o_proj, F.embedding(where, heard))
-    mlp, normed = layer.mlp, layer.post_attention_layernorm(x)
+    query, key = rotate(query, *(part * attention.scaling for part in turned)), rotate(key, *angles)
+    x = x + linear(attention.o_proj, _attend(query, key, value, *view))
+    mlp, normed = layer.mlp, _norm(layer.post_attention_layernorm, x)
     if type(mlp).__name__ not in PLAIN:
         return cast(Tensor, x + mlp(normed))
     return x + linear(mlp.down_proj, mlp.act_fn(linear(mlp.gate_proj, normed)) * linear(mlp.up_proj, normed))
 
 
-def _turn(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotates ``[1,n,heads,E]`` by the angles of its places."""
-    cosine, sine = (part[:, :, None] for part in rotation)
-    return x * cosine + rotate_half(x) * sine  # type: ignore[no-untyped-call, no-any-return]
-
-
-def _attend(query: Tensor, pair: Tensor, blocks: list[Block], scale: float) -> Tensor:
-    """What the queries ``[W,H,E]`` hear of the keys and values ``[U,N,2E]``: ``[places of all blocks,HE]``."""
-    H, N, E = query.shape[1], pair.shape[1], query.shape[2]
+def _attend(query: Tensor, key: Tensor, value: Tensor, views: list[_View], places: Tensor) -> Tensor:
+    """What the queries ``[W,H,E]`` hear of keys and values ``[U,N,E]``: ``[W,HE]``."""
+    (H, E), N = query.shape[1:], key.shape[1]
+    query, key, value = query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1)
     heard = []
-    for block in blocks:
-        (b, S), T = block.queries.shape, block.keys.shape[1]
-        # Gathered with F.embedding: the backward pass of indexing is many times slower on a CPU.
-        q = F.embedding(block.queries, query.flatten(1)).view(b, S, H, E).transpose(1, 2)  # [b,H,S,E]
-        k, v = F.embedding(block.keys, pair.flatten(1)).view(b, T, N, 2 * E).transpose(1, 2).chunk(2, -1)
-        if block.bias is None:
-            said = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=N != H)
+    for view in views:
+        # Gathered with F.embedding, head by head: nothing is transposed, and the backward pass is many times faster on
+        # a CPU than that of indexing.
+        q, k, v = F.embedding(view.queries, query), F.embedding(view.keys, key), F.embedding(view.keys, value)
+        if view.bias is None:
+            said = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0, enable_gqa=N != H)
         else:
-            said = _masked(q, k, v, block.bias, scale)
-        heard.append(said.transpose(1, 2).reshape(b * S, H * E))
-    return torch.cat(heard)
+            said = _masked(q, k, v, view.bias)
+        heard.append(said.reshape(-1, E))
+    return F.embedding(places, torch.cat(heard)).flatten(1)
 
 
-def _masked(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
+def _masked(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     """Attention in plain products, ``[b,H,S,E]``: on a CPU faster than the fused kernel, and keeps its weights."""
     (b, H, S, E), (N, T) = q.shape, k.shape[1:3]
-    q, k, v = q.reshape(b * N, -1, E), k.reshape(b * N, T, E), v.reshape(b * N, T, E)
-    agreement = torch.bmm(q * scale, k.transpose(1, 2)).view(b, H, S, T).add_(bias[:, None])
+    q, k, v = q.view(b * N, -1, E), k.view(b * N, T, E), v.view(b * N, T, E)
+    agreement = torch.bmm(q, k.transpose(1, 2)).view(b, H, S, T).add_(bias)
     weights = torch.softmax(agreement, -1).view(b * N, -1, T)
     return torch.bmm(weights, v).view(b, H, S, E)
+
+
+def _norm(module: Any, x: Tensor) -> Tensor:
+    """``module(x)``, faster where it is known to be a root-mean-square norm in float32."""
+    if type(module).__name__ in NORMS and x.dtype == torch.float32 and not _is_hooked(module):
+        return rms_norm(x, module.weight, module.variance_epsilon)
+    return cast(Tensor, module(x))
+
+
+def _is_hooked(module: Any) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)

@@ -15,12 +15,15 @@ one_library = pytest.mark.skipif(not has_onednn(torch.zeros(1, 1)), reason="this
 
 @one_library
 @pytest.mark.parametrize("bias", [False, True])
-def test_a_linear_layer_and_its_gradients_are_those_of_torch(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("shape", [(7, 5), (5, 7)])
+def test_a_linear_layer_and_its_gradients_are_those_of_torch(
+    bias: bool, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(products, "LARGE", 1)
     draw = torch.Generator().manual_seed(0)
-    module = torch.nn.Linear(7, 5, bias=bias)
-    x, upstream = (torch.randn(11, n, generator=draw, requires_grad=n == 7) for n in (7, 5))
-    inputs = [x, *module.parameters()]
+    module = torch.nn.Linear(*shape, bias=bias)
+    x, upstream = (torch.randn(11, n, generator=draw) for n in shape)
+    inputs = [x.requires_grad_(), *module.parameters()]
     ours, theirs = linear(module, x), module(x)
     assert "Linear" in type(ours.grad_fn).__name__ and type(ours.grad_fn) is not type(theirs.grad_fn)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,54 @@
+"""Pieces with backward passes of their own: the same as autograd's, to rounding."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
+
+from algos.learner.pieces import rms_norm, rotate
+
+SEEDS = st.integers(0, 10**6)
+SIZES = st.integers(1, 9)
+
+
+@settings(max_examples=30)
+@given(SEEDS, SIZES, SIZES, st.sampled_from([1e-12, 1e-5, 0.5]))
+def test_the_norm_and_its_gradients_are_right(seed: int, n: int, D: int, eps: float) -> None:
+    """Against finite differences in float64, also where ``eps`` is most of the mean square."""
+    draw = torch.Generator().manual_seed(seed)
+    x, weight = (torch.randn(shape, generator=draw, dtype=torch.float64) for shape in ((n, D), (D,)))
+    expected = x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt() * weight
+    torch.testing.assert_close(rms_norm(x, weight, eps), expected)
+    if x.pow(2).mean(-1).min() > 1e-2:  # finite differences of a norm of nothing say nothing
+        inputs = (x.requires_grad_(), weight.requires_grad_())
+        assert torch.autograd.gradcheck(lambda x, w: rms_norm(x, w, eps), inputs)
+
+
+@settings(max_examples=30)
+@given(SEEDS, SIZES, st.integers(1, 3), st.integers(1, 4))
+def test_the_rotation_and_its_gradient_are_right(seed: int, n: int, heads: int, half: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, heads, 2 * half, generator=draw, dtype=torch.float64)
+    angle = torch.randn(n, 1, half, generator=draw, dtype=torch.float64)
+    cosine, sine = angle.cos(), angle.sin()
+    whole = [torch.cat([part, part], -1)[None, :, 0] for part in (cosine, sine)]
+    expected, _ = apply_rotary_pos_emb(x[None], x[None], *whole, unsqueeze_dim=2)
+    torch.testing.assert_close(rotate(x, cosine, sine), expected[0])
+    assert torch.autograd.gradcheck(lambda x: rotate(x, cosine, sine), (x.requires_grad_(),))
+
+
+def test_a_row_of_zeros_has_no_gradient_that_is_no_number() -> None:
+    norm = LlamaRMSNorm(4)
+    ours, theirs = (torch.zeros(2, 4, requires_grad=True) for _ in range(2))
+    rms_norm(ours, norm.weight, norm.variance_epsilon).sum().backward()
+    norm(theirs).sum().backward()
+    assert ours.grad is not None and ours.grad.isfinite().all()
+    torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_the_rotation_takes_the_type_of_the_angles() -> None:
+    """Under autocast queries are bfloat16 and angles are float32: what the model's own layer makes of it."""
+    x, angle = torch.randn(2, 1, 4).bfloat16(), torch.zeros(2, 1, 2)
+    assert torch.equal(rotate(x, angle.cos(), angle.sin()), x.float())
