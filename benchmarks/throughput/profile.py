@@ -2,7 +2,7 @@
 
 Each operation is timed where autograd hands it to the kernel, in CPU seconds of the calling thread: that holds on a
 shared machine, and needs one thread. The limit is the best rate of the same products alone, in the same memory layout,
-repeated on warm operands.
+repeated on warm operands, by the faster of two libraries (``algos.policies.products``).
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from algos.policies.products import has_onednn
+
 LARGE = 1e7  # floating-point operations of a product that counts as large
 KINDS = {
-    "products": ("mm", "addmm", "bmm", "baddbmm"),
-    "attention": ("_scaled_dot_product",),
+    "products": ("mm", "addmm", "_linear_pointwise"),
+    "attention": ("bmm", "baddbmm", "_softmax", "_scaled_dot_product"),
     "optimiser": ("_fused_adam", "_foreach"),
     "softmax of the logits": ("_log_softmax",),
 }
@@ -57,8 +59,8 @@ class Stopwatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         took = time.thread_time() - start
         name = func.overloadpacket.__name__
         self.seconds[name] = self.seconds.get(name, 0.0) + took
-        if name in ("mm", "addmm"):
-            a, b = args[-2:]
+        if name in ("mm", "addmm", "_linear_pointwise"):
+            a, b = (args[0], args[1].t()) if name == "_linear_pointwise" else args[-2:]
             (m, k), n = a.shape, b.shape[1]
             key = (m, k, n, a.stride(), b.stride())
             product = self.products.setdefault(key, Product(m, k, n, (a.stride(), b.stride())))
@@ -97,14 +99,27 @@ def of_update(update: Callable[[], None]) -> dict[str, Any]:
 
 
 def limit(product: Product, enough: float = 0.03) -> float:
-    """Best rate of a product alone, in operations per CPU second, over repetitions of ``enough`` seconds in all."""
+    """Best rate of a product alone, by the faster library, in operations per CPU second.
+
+    Each library repeats it for ``enough`` seconds in all.
+    """
+    libraries = [torch.mm, *([_onednn] if has_onednn(torch.empty(1)) else [])]
+    return max(_best(product, enough, multiply) for multiply in libraries)
+
+
+def _onednn(a: Tensor, b: Tensor) -> Tensor:
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")
+    return product
+
+
+def _best(product: Product, enough: float, multiply: Callable[[Tensor, Tensor], Tensor]) -> float:
     a = _empty((product.m, product.k), product.strides[0])
     b = _empty((product.k, product.n), product.strides[1])
-    out, best, spent = torch.empty(product.m, product.n), float("inf"), 0.0
+    best, spent = float("inf"), 0.0
     with torch.inference_mode():
         while spent < enough:
             start = time.thread_time()
-            torch.mm(a, b, out=out)
+            multiply(a, b)
             took = time.thread_time() - start
             best, spent = min(best, max(took, 1e-9)), spent + took
     return product.operations / best
