@@ -103,8 +103,8 @@ def limit(product: Product, enough: float = 0.03) -> float:
 
     Each library repeats it for ``enough`` seconds in all.
     """
-    libraries = [torch.mm, *([_onednn] if has_onednn(torch.empty(1)) else [])]
-    return max(_best(product, enough, multiply) for multiply in libraries)
+    one = _best(product, enough, lambda a, b: torch.mm(a, b))
+    return max(one, _best(product, enough, _onednn)) if has_onednn(torch.empty(1)) else one
 
 
 def _onednn(a: Tensor, b: Tensor) -> Tensor:
