@@ -29,7 +29,7 @@ def prepare(job: Mapping[str, Any]) -> Play:
         enforce_eager=True,
         max_model_len=1024,
         max_num_seqs=job.get("lanes", 128),
-        enable_prefix_caching=turns,
+        enable_prefix_caching=turns or job["shared"],
     )
     if turns:
         _converse(llm, {**job, "conversations": job["conversations"][:2]}, {"new": 2, "ends": []})
@@ -48,7 +48,9 @@ def _sample(llm: Any, histories: Sequence[Sequence[int]], new: int, ends: Sequen
 
 def _decode(llm: Any, job: Mapping[str, Any], ask: Mapping[str, Any]) -> dict[str, float]:
     prompts = job["prompts"][: ask["lanes"]]
+    llm.reset_prefix_cache()
     _, first = timed(lambda: _sample(llm, prompts, 1))
+    llm.reset_prefix_cache()
     _, whole = timed(lambda: _sample(llm, prompts, job["new"]))
     return {**whole, "first_cpu": first["cpu"], "first_wall": first["wall"], "tokens": len(prompts) * job["new"]}
 

@@ -119,6 +119,8 @@ def _decode(runner: Runner) -> dict[str, Any]:
         lanes = (32,) if name == "smollm2" else (1, 8, 32, 64)
         how = replace(runner.how, rounds=min(2, runner.how.rounds)) if name == "smollm2" else runner.how
         found[name] = decode.measure(model, vocabulary, how, lanes=lanes, contestants=peers)
+        if name == "reference":
+            found[decode.GROUPS] = decode.measure(model, vocabulary, how, lanes=(64,), group=8, contestants=peers)
     return found
 
 

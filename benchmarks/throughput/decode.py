@@ -10,6 +10,7 @@ from benchmarks.throughput.models import Model
 from benchmarks.throughput.work import prompts
 
 ENGINE, GENERAL, GENERATE, VLLM = "engine", "engine, general path", "HF generate", "vLLM"
+GROUPS = "reference, prompts of groups"
 
 
 def measure(
@@ -20,11 +21,12 @@ def measure(
     lanes: Sequence[int] = (1, 8, 32, 64),
     prompt: int = 100,
     new: int = 48,
+    group: int = 1,
     contestants: Sequence[str] = (ENGINE, GENERATE),
 ) -> dict[str, Any]:
-    """Lets contestants sample ``new`` tokens after prompts of ``prompt`` tokens, none of which is shared."""
-    rows = prompts(vocabulary, max(lanes), prompt)
-    job = {"task": "decode", "folder": str(model.folder), "prompts": rows, "new": new}
+    """Lets contestants sample ``new`` tokens after prompts of ``prompt`` tokens, which ``group`` lanes share."""
+    rows = [row for row in prompts(vocabulary, -(-max(lanes) // group), prompt) for _ in range(group)]
+    job = {"task": "decode", "folder": str(model.folder), "prompts": rows, "new": new, "shared": group > 1}
     everybody = {
         ENGINE: Contestant(ENGINE, "benchmarks.throughput.ours", job),
         GENERAL: Contestant(GENERAL, "benchmarks.throughput.ours", {**job, "lean": False}),
@@ -33,8 +35,8 @@ def measure(
     }
     asks = {str(n): {"lanes": n} for n in lanes}
     found = compete([everybody[name] for name in contestants], asks, how)
-    return {"parameters": model.parameters, "note": model.note, "prompt": prompt, "new": new, "lanes": list(lanes),
-            "threads": how.threads, "rounds": how.rounds, "contestants": found}  # fmt: skip
+    return {"parameters": model.parameters, "note": model.note, "prompt": prompt, "new": new, "group": group,
+            "lanes": list(lanes), "threads": how.threads, "rounds": how.rounds, "contestants": found}  # fmt: skip
 
 
 def rate(part: dict[str, Any], name: str, lanes: int, clock: str = "cpu") -> float | None:

@@ -41,6 +41,7 @@ def marks(parts: Parts) -> list[Mark]:
     """All aims, beside what these parts say. Ratios are of CPU seconds."""
     return [
         Mark("decode, reference, 64 lanes, over HF generate", 3, _decode(parts, "reference", 64)),
+        Mark("decode, reference, 64 lanes in groups of 8, over HF generate", 3, _decode(parts, decode.GROUPS, 64)),
         Mark("decode, reference, 64 lanes, over vLLM", 3, _decode(parts, "reference", 64, decode.VLLM)),
         Mark("decode, reference, 1 lane, over HF generate", 3, _decode(parts, "reference", 1)),
         Mark("decode, nano, 64 lanes", 15_000, _rate(parts, "nano", 64), "tok/s"),

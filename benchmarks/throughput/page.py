@@ -86,10 +86,12 @@ def _decode(found: Parts) -> list[str]:
                      _ratio(decode.rate(part, name, lanes), decode.rate(part, decode.GENERATE, lanes)))
                 )  # fmt: skip
     first = next(iter(found.values()))
-    models = "; ".join(f"`{model}` {_millions(part)}, {part['note']}" for model, part in found.items())
+    alone = {model: part for model, part in found.items() if part.get("group", 1) == 1}
+    models = "; ".join(f"`{model}` {_millions(part)}, {part['note']}" for model, part in alone.items())
     return [
-        f"Sampled tokens per CPU second after prompts of {first['prompt']} tokens, none shared, {first['new']} new "
-        f"ones each: with the feeding of the prompts, and decoding alone. {models}.",
+        f"Sampled tokens per CPU second after prompts of {first['prompt']} tokens, {first['new']} new ones each: with "
+        "the feeding of the prompts, and decoding alone. No two lanes share a prompt, except for `prompts of groups`, "
+        f"where eight do, as in a group of GRPO. {models}.",
         table(("", "contestant", "tok/s", "decoding alone", "over HF generate"), rows),
         *_memory(found),
     ]

@@ -287,8 +287,8 @@ def parts() -> dict[str, Any]:
     """Figures chosen by hand: two parts, a peer that is absent, one that broke down."""
     one, two = {"cpu": [0.5, 0.4], "wall": [1.0, 1.0]}, {"cpu": [2.0, 1.6], "wall": [4.0, 4.0]}
     decoding = {
-        "parameters": 1_918_656, "note": "random weights", "prompt": 100, "new": 48, "lanes": [64], "threads": 1,
-        "rounds": 2,
+        "parameters": 1_918_656, "note": "random weights", "prompt": 100, "new": 48, "group": 1, "lanes": [64],
+        "threads": 1, "rounds": 2,
         "contestants": {
             decode.ENGINE: _entry(**{"64": {**one, "first_cpu": [0.2, 0.1]}}),
             decode.GENERATE: _entry(**{"64": {**two, "first_cpu": [0.4, 0.4]}}),
