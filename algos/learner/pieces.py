@@ -1,6 +1,6 @@
-"""Two pieces of a transformer's layer with backward passes of their own: fewer passes over memory than autograd's.
+"""Pieces of a transformer's layer with backward passes of their own: fewer passes over memory than autograd's.
 
-Axes: n tokens, D hidden size, E width of a head.
+Axes: n tokens, D hidden size, E width of a head, F width of the MLP.
 """
 
 from __future__ import annotations
@@ -8,7 +8,10 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from algos.policies.products import is_plain, linear, times
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -34,6 +37,38 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
         ``[n,heads,E]`` in the type of the angles.
     """
     return cast(Tensor, _Rotate.apply(x.to(cosine.dtype), cosine, sine))  # type: ignore[no-untyped-call]
+
+
+def gated(gate: Tensor, up: Tensor, down: Any) -> Tensor:
+    """``down(silu(gate) * up)`` (Shazeer 2020, "GLU Variants Improve Transformer", arXiv 2002.05202).
+
+    The product is computed again in the backward pass: of an MLP's activations, which are most of a layer's, a half
+    is kept instead of all.
+
+    Args:
+        gate: ``[n,F]``.
+        up: ``[n,F]``.
+        down: A module that is applied to ``[n,F]``.
+    """
+    if is_plain(down, gate) and down.bias is None:
+        return cast(Tensor, _Gated.apply(gate, up, down.weight))  # type: ignore[no-untyped-call]
+    return linear(down, F.silu(gate) * up)
+
+
+class _Gated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up, weight)
+        return times(F.silu(gate).mul_(up), weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        gate, up, weight = ctx.saved_tensors
+        open_ = F.silu(gate)
+        to_weight = times(grad.t(), (open_ * up).t()) if ctx.needs_input_grad[2] else None
+        inner = times(grad, weight.t())  # [n,F]
+        to_up = open_.mul_(inner)
+        return torch.ops.aten.silu_backward(inner.mul_(up), gate), to_up, to_weight
 
 
 class _RmsNorm(torch.autograd.Function):

@@ -23,7 +23,7 @@ from algos.learner.trunk import hidden_before
 from algos.policies.critic import Critic, decoder
 from algos.policies.products import linear, rounded
 
-CHUNK_ELEMENTS = 2**24  # logits held at once: 64 MB in float32
+CHUNK_ELEMENTS = 2**23  # logits held at once: 32 MB in float32, and a few times that while they are used
 
 
 def score(

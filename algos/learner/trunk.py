@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from algos.learner.pieces import rms_norm, rotate
+from algos.learner.pieces import gated, rms_norm, rotate
 from algos.learner.prefixes import Block, PrefixTree, attention_blocks, prefix_tree
 from algos.policies.products import linear, rounded
 
@@ -26,7 +26,7 @@ SHAPED = ("LlamaModel", "Qwen2Model", "Qwen3Model")
 """Decoders whose layers are: norm, attention over all earlier tokens with rotary positions, norm, MLP."""
 NORMS = ("LlamaRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
 PLAIN = ("LlamaMLP", "Qwen2MLP", "Qwen3MLP")
-"""``down(act(gate(x)) * up(x))``."""
+"""``down(silu(gate(x)) * up(x))``."""
 SHORT = 512  # longest row whose attention weights are kept on a CPU
 
 
@@ -140,9 +140,9 @@ def _answer(
     query, key = rotate(query, *(part * attention.scaling for part in turned)), rotate(key, *angles)
     x = x + linear(attention.o_proj, _attend(query, key, value, *view))
     mlp, normed = layer.mlp, _norm(layer.post_attention_layernorm, x)
-    if type(mlp).__name__ not in PLAIN:
+    if type(mlp).__name__ not in PLAIN or mlp.config.hidden_act != "silu" or _is_hooked(mlp):
         return cast(Tensor, x + mlp(normed))
-    return x + linear(mlp.down_proj, mlp.act_fn(linear(mlp.gate_proj, normed)) * linear(mlp.up_proj, normed))
+    return x + gated(linear(mlp.gate_proj, normed), linear(mlp.up_proj, normed), mlp.down_proj)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, views: list[_View], places: Tensor) -> Tensor:

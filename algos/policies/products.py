@@ -8,7 +8,7 @@ offers it for inference only, by the operators that ``torch.compile`` uses.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -46,13 +46,17 @@ class Product:
 
 def linear(module: Any, x: Tensor) -> Tensor:
     """``module(x)`` with a gradient, for ``x`` [n,K]: a plain ``torch.nn.Linear`` goes to the faster library."""
-    plain = type(module) is nn.Linear and not (module._forward_hooks or module._forward_pre_hooks)
-    large = x.dtype == torch.float32 and len(x) * x.shape[-1] * module.out_features >= LARGE if plain else False
-    if large and has_onednn(module.weight) and not torch.is_autocast_enabled("cpu"):
-        product: Tensor = _Linear.apply(x, module.weight, module.bias)  # type: ignore[no-untyped-call]
-        return product
-    called: Tensor = module(x)
-    return called
+    if is_plain(module, x):
+        return cast(Tensor, _Linear.apply(x, module.weight, module.bias))  # type: ignore[no-untyped-call]
+    return cast(Tensor, module(x))
+
+
+def is_plain(module: Any, x: Tensor) -> bool:
+    """Whether ``module(x)`` is no more than a float32 product, and large enough for oneDNN to be faster."""
+    if type(module) is not nn.Linear or module._forward_hooks or module._forward_pre_hooks:
+        return False
+    large = len(x) * module.weight.numel() >= LARGE and x.dtype == torch.float32
+    return large and has_onednn(module.weight) and not torch.is_autocast_enabled("cpu")
 
 
 class _Linear(torch.autograd.Function):
@@ -61,20 +65,21 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _times(x, weight, bias)
+        return times(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight = ctx.saved_tensors
         to_x, to_weight, to_bias = ctx.needs_input_grad
         return (
-            _times(grad, weight.t()) if to_x else None,
-            _times(grad.t(), x.t()) if to_weight else None,
+            times(grad, weight.t()) if to_x else None,
+            times(grad.t(), x.t()) if to_weight else None,
             grad.sum(0) if to_bias else None,
         )
 
 
-def _times(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def times(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x @ weight.T + bias`` by oneDNN, [n,K] x [N,K] -> [n,N]. Both may be transposed views, not slices."""
     product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return product
 

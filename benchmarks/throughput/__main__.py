@@ -54,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     before = _before(options.write)
     found = before | provenance.describe("python -m benchmarks.throughput")
     found["parts"] = dict(before.get("parts", {}))
+    commit = provenance.commit()  # of the tree before the page in it is written anew
     console = Console(file=sys.stderr)  # the JSON goes to the standard output
     with tempfile.TemporaryDirectory() as scratch:
         runner = Runner(options, Path(scratch))
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             facts = {
                 "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 "load": round(os.getloadavg()[0], 2),
-                "commit": provenance.commit(),
+                "commit": commit,
                 "arguments": _arguments(options),
             }
             fresh = {name: {**entry, "measured": facts} for name, entry in PARTS[part](runner).items()}

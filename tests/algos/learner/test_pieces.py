@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
-from algos.learner.pieces import rms_norm, rotate
+from algos.learner.pieces import gated, rms_norm, rotate
+from algos.policies import products
 
 SEEDS = st.integers(0, 10**6)
 SIZES = st.integers(1, 9)
@@ -37,6 +40,24 @@ def test_the_rotation_and_its_gradient_are_right(seed: int, n: int, heads: int, 
     expected, _ = apply_rotary_pos_emb(x[None], x[None], *whole, unsqueeze_dim=2)
     torch.testing.assert_close(rotate(x, cosine, sine), expected[0])
     assert torch.autograd.gradcheck(lambda x: rotate(x, cosine, sine), (x.requires_grad_(),))
+
+
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_gated_layer_and_its_gradients_are_those_of_torch(
+    trained: bool, bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "LARGE", 1)
+    draw = torch.Generator().manual_seed(0)
+    down = torch.nn.Linear(7, 5, bias=bias).requires_grad_(trained)
+    gate, up = (torch.randn(11, 7, generator=draw, requires_grad=True) for _ in range(2))
+    upstream = torch.randn(11, 5, generator=draw)
+    inputs = [gate, up, *(down.parameters() if trained else ())]
+    ours, theirs = gated(gate, up, down), down(F.silu(gate) * up)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    pairs = zip(torch.autograd.grad(ours, inputs, upstream), torch.autograd.grad(theirs, inputs, upstream))
+    for our, their in pairs:
+        torch.testing.assert_close(our, their, rtol=1e-5, atol=1e-5)
 
 
 def test_a_row_of_zeros_has_no_gradient_that_is_no_number() -> None:

@@ -20,6 +20,7 @@ from algos.learner import trunk
 from algos.learner.prefixes import prefix_tree
 from algos.learner.scores import recomputing
 from algos.learner.trunk import hidden_before, on_tree
+from algos.policies import products
 from algos.policies.products import rounded
 
 SMALL: dict[str, Any] = {
@@ -38,6 +39,7 @@ SHAPES = {
     "scaled rope": LlamaConfig(
         **SMALL, num_key_value_heads=2, rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
     ),
+    "gelu": LlamaConfig(**SMALL, num_key_value_heads=2, hidden_act="gelu"),
     "qwen2": Qwen2Config(**SMALL, num_key_value_heads=2),
     "qwen3": Qwen3Config(**SMALL, num_key_value_heads=2, head_dim=8),
 }
@@ -85,11 +87,13 @@ def states_and_gradients(model: PreTrainedModel, states: torch.Tensor) -> list[t
 @each_shape
 @pytest.mark.parametrize("ordered", [False, True])
 @pytest.mark.parametrize("short", [512, 0])
+@pytest.mark.parametrize("large", [1, 10**9])
 def test_states_and_gradients_are_those_of_the_plain_forward(
-    config: Any, ordered: bool, short: int, monkeypatch: pytest.MonkeyPatch
+    config: Any, ordered: bool, short: int, large: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both with plain products and with the fused kernel, which longer rows get."""
+    """Attention in plain products and in the fused kernel, which longer rows get; products by either library."""
     monkeypatch.setattr(trunk, "SHORT", short)
+    monkeypatch.setattr(products, "LARGE", large)
     model = model_of(config)
     decoder = model.get_decoder()
     tokens, action = conversations()
