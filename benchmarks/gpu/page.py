@@ -68,7 +68,7 @@ def render(found: Parts, stem: str = "gpu") -> str:
 def marks(parts: Parts) -> list[Mark]:
     """What is aimed at on one H100."""
     decoding, steps = parts.get("decode", {}).get(SMOLLM2), parts.get("end_to_end", {}).get(SMOLLM2)
-    ours, theirs = [name for name, _ in ENGINES.values()], list(GENERATES.values())
+    ours, theirs = list(ENGINES.values()), list(GENERATES.values())
     faster = None if decoding is None or 64 not in decoding["lanes"] else over(decoding, ours, theirs, 64)
     whole = [None if steps is None else training.seconds(steps, name, clock=WALL)
              for name in (training.TRL, training.OURS)]  # fmt: skip
@@ -96,9 +96,9 @@ def _decode(part: Parts, found: Parts, stem: str) -> list[str]:
         said.append(f"`{model}`: {entry['parameters'] / 1e6:,.0f}M parameters, {entry['note']}")
         for lanes in entry["lanes"]:
             for dtype in BYTES:
-                for name in (ENGINES[dtype][0], GENERATES[dtype]):
+                for name in (ENGINES[dtype], GENERATES[dtype]):
                     rate = decode.decoding_rate(entry, name, lanes, WALL)
-                    own = middle(entry["contestants"], ENGINES[dtype][0], str(lanes), "bandwidth")
+                    own = middle(entry["contestants"], ENGINES[dtype], str(lanes), "bandwidth")
                     read = None if rate is None else entry["step_bytes"][dtype][str(lanes)] * rate / lanes
                     rows.append((
                         f"{model}, {lanes} {'lane' if lanes == 1 else 'lanes'}", name,
@@ -107,7 +107,7 @@ def _decode(part: Parts, found: Parts, stem: str) -> list[str]:
                         _figure(middle(entry["contestants"], name, str(lanes), "gpu_mb")),
                     ))  # fmt: skip
     first = next(iter(part.values()))
-    limits = [middle(first["contestants"], name, str(first["lanes"][0]), "bandwidth") for name, _ in ENGINES.values()]
+    limits = [middle(first["contestants"], name, str(first["lanes"][0]), "bandwidth") for name in ENGINES.values()]
     copied = _figure(max((x for x in limits if x), default=None), scale=1e9)
     return [
         f"Sampled tokens a second after prompts of {first['prompt']} tokens, none shared, {first['new']} new ones "

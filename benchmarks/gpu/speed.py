@@ -22,8 +22,7 @@ from benchmarks.throughput.work import prompts
 
 SMOLLM2, LLAMA_1B, TINY = "smollm2-135m", "llama-1b", "tiny"
 BYTES = {"fp32": 4, "bf16": 2}
-# The engine's fast path turns pairs of numbers as complex ones, and there are none in bfloat16.
-ENGINES = {"fp32": ("engine, fp32", None), "bf16": ("engine, general path, bf16", False)}
+ENGINES = {"fp32": "engine, fp32", "bf16": "engine, bf16"}
 GENERATES = {"fp32": "HF generate, fp32", "bf16": "HF generate, bf16"}
 WALL = "wall"
 
@@ -136,10 +135,9 @@ def _decode(made: Callable[[str], Model], name: str, scale: Scale, how: Conditio
     job = {"task": "decode", "folder": str(model.folder), "prompts": rows, "new": scale.new, "device": scale.device}
     contestants = []
     for dtype in BYTES:
-        own, lean = ENGINES[dtype]
-        ours = {**job, "dtype": dtype, "lean": lean, "limits": True}
+        ours = {**job, "dtype": dtype, "limits": True}
         theirs = {**job, "dtype": dtype, "warm": list(scale.lanes)}
-        contestants.append(Contestant(own, "benchmarks.throughput.ours", ours))
+        contestants.append(Contestant(ENGINES[dtype], "benchmarks.throughput.ours", ours))
         contestants.append(Contestant(GENERATES[dtype], "benchmarks.peers.hf", theirs))
     found = compete(contestants, {str(n): {"lanes": n} for n in scale.lanes}, how)
     columns = scale.prompt + scale.new / 2  # the mean over the steps

@@ -71,11 +71,12 @@ def test_decoding_and_updates_are_measured_dry(tmp_path: Path) -> None:
     found = json.loads((out / "gpu.json").read_text())
     decoded, learnt = found["parts"]["decode"]["tiny"], found["parts"]["learner"]
     assert found["gpu"] == {} and found["command"].startswith("python -m benchmarks.gpu --dry")
-    for name in ("engine, fp32", "HF generate, fp32", "engine, general path, bf16", "HF generate, bf16"):
+    for name in ("engine, fp32", "HF generate, fp32", "engine, bf16", "HF generate, bf16"):
         for lanes in ("1", "4"):
             answer = decoded["contestants"][name]["asks"][lanes]
             assert answer["tokens"] == [int(lanes) * 4] and min(answer["wall"][0], answer["first_wall"][0]) > 0
             assert ("bandwidth" in answer) == name.startswith("engine")
+            assert answer.get("graphs") == (["not on cpu"] if name.startswith("engine") else None)
     assert decoded["step_bytes"]["fp32"]["4"] == 2 * decoded["step_bytes"]["bf16"]["4"]
     [update] = learnt.values()
     answer = update["contestants"][learner.OURS]["asks"][learner.UPDATE]
@@ -184,7 +185,7 @@ def found() -> dict[str, Any]:
         "contestants": {
             "engine, fp32": _entry(**{"64": {"wall": [0.3, 0.2], "first_wall": [0.1, 0.04], "bandwidth": [3e12] * 2,
                                              "gpu_mb": [900.0, 900.0]}}),
-            "engine, general path, bf16": {"failed": "RuntimeError: no"},
+            "engine, bf16": {"failed": "RuntimeError: no"},
             "HF generate, fp32": _entry(**{"64": {"wall": [3.2, 3.0], "first_wall": [0.5, 0.5]}}),
             "HF generate, bf16": _entry(**{"64": {"wall": [2.5, 2.4], "first_wall": [0.5, 0.5]}}),
         },
@@ -216,7 +217,7 @@ def test_the_page_states_bandwidth_and_utilisation(found: dict[str, Any]) -> Non
     assert "| smollm2-135m, 64 lanes | engine, fp32 | 20,800 | 25,600 | 240 | 8.0 % | 900 |" in text
     assert "64 episodes, 10,000 tokens | learner | 0.100 s | 100,000 | 400 | 50.0 % | 40.4 % | - |" in text
     assert "Not measured: TRL, training half: trl is in none of 1 interpreters." in text
-    assert "Not measured: engine, general path, bf16: RuntimeError: no." in text
+    assert "Not measured: engine, bf16: RuntimeError: no." in text
 
 
 def test_the_published_page_is_made_from_its_json() -> None:
