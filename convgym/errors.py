@@ -57,6 +57,10 @@ class CapacityWarning(UserWarning):
     """The memory does not suffice for all that was asked for at once; what fits is done first, and the rest after."""
 
 
+class GraphWarning(UserWarning):
+    """CUDA graphs cannot be used, so that decoding launches its operations one by one: the same tokens, more slowly."""
+
+
 class EnvError(ConvgymError):
     """A misuse of an environment, e.g. stepping before the first reset."""
 

@@ -161,6 +161,11 @@ class Engine:
         """Number of conversations that are held now."""
         return len(self._slot)
 
+    @property
+    def graphs(self) -> bool | str:
+        """Whether decoding steps are replayed from CUDA graphs; if not, why."""
+        return self._forward.graphs
+
     def start(self, lane: int, ids: Sequence[int], sample_seed: int | None) -> None:
         """Begins a conversation in a free lane; its turn is sampled by the next ``advance``.
 
@@ -351,6 +356,7 @@ class Engine:
         last = self._history[np.arange(n), at]
         logits = self._forward.step(self._tensor(last), self._tensor(at), int(at[speaking].max()) + 1)
         self._cached[speaking] += 1
+        # At once: the next step may write its logits to the same place.
         return self._sample(speaking, logits if len(speaking) == n else logits[self._tensor(speaking)])
 
     def _prefill(self) -> list[int]:

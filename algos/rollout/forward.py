@@ -21,9 +21,15 @@ from convgym.errors import CapacityError, ModelError
 
 
 class Forward(Protocol):
-    """Forward passes over a static cache of slots; see ``LeanForward`` for what each method promises."""
+    """Forward passes over a static cache of slots; see ``LeanForward`` for what each method promises.
+
+    Attributes:
+        device: Of the model.
+        graphs: Whether decoding steps are replayed from CUDA graphs; if not, why.
+    """
 
     device: torch.device
+    graphs: bool | str
 
     @property
     def token_bytes(self) -> int: ...
@@ -195,6 +201,7 @@ class ModelForward:
 
     def __init__(self, model: PreTrainedModel, slots: int, capacity: int) -> None:
         self.device = torch.device(model.device)
+        self.graphs: bool | str = "not on the model's own forward"
         self._model, self._slots, self._capacity = model, slots, capacity
         self._cache = LaneCache(model.config.get_text_config().num_hidden_layers, capacity)
 

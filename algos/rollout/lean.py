@@ -18,8 +18,11 @@ columns of the cache; H query heads, N key-value heads, E width of a head.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +30,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from algos.policies.products import Product, rounded
+from algos.rollout.graphs import Graphs, Record, on_cuda
+from convgym.errors import GraphWarning
 
 ROUND = 16  # live columns are rounded up to this: few distinct shapes, aligned rows
 FIRST = 255  # columns of a cache that begins to grow
@@ -85,9 +90,13 @@ class LeanForward:
         model: A model that ``is_lean`` accepts.
         slots: Conversations held at once.
         capacity: Most tokens in a conversation.
+        recorder: Begins a set of recorded steps (``algos.rollout.graphs``); by default CUDA graphs on CUDA devices.
+
+    Attributes:
+        graphs: Whether steps are replayed from recordings; if not, why.
     """
 
-    def __init__(self, model: Any, slots: int, capacity: int) -> None:
+    def __init__(self, model: Any, slots: int, capacity: int, recorder: Callable[[], Record] | None = None) -> None:
         config = model.config
         self.device = model.lm_head.weight.device
         self._model, self._slots, self._capacity = model, slots, capacity
@@ -100,20 +109,31 @@ class LeanForward:
         self._columns = torch.arange(capacity + ROUND + 1, device=self.device)
         self._never = torch.tensor(-torch.inf, device=self.device, dtype=model.lm_head.weight.dtype)
         self._layers: list[_Layer] = []
+        self._head: Product
         self._cache: list[_Cache] = []  # one a layer
         self._rows = self._room = 0  # slots and columns of the cache
+        if recorder is None and self.device.type == "cuda":
+            recorder = functools.partial(on_cuda, self.device)
+        self._recorder = recorder
+        self._graphs: Graphs | None = None  # for the weights and the cache that are there now
+        self.graphs: bool | str = f"not on {self.device.type}" if recorder is None else "no step yet"
         self.refresh()
         self._empty()
 
     def refresh(self) -> None:
-        """Takes over the model's present weights, and forgets all conversations."""
+        """Takes over the model's present weights, in the place of the old ones, and forgets all conversations."""
         with torch.inference_mode():
             trunk = self._model.model
             order = self._interleaved(self._heads + self._kv_heads)
-            self._layers = [self._fuse(layer, order) for layer in trunk.layers]
+            before = self._addresses() if self._layers else []
+            olds: Iterable[_Layer | None] = self._layers or itertools.repeat(None)
+            self._layers = [self._fuse(layer, order, old) for layer, old in zip(trunk.layers, olds)]
             self._last_kv = _narrowed(self._layers[-1].qkv, self._heads * self._width)
+            old_head = self._head if before else None
             self._embedding = trunk.embed_tokens.weight.detach()
-            self._head = _product(self._normed_weight(self._model.lm_head.weight, trunk.norm))
+            self._head = _product(self._normed_weight(self._model.lm_head.weight, trunk.norm), old=old_head)
+            if self._addresses() != before:
+                self._graphs = None
             # What unseen columns hold is multiplied with 0, so it may be old, but it must be numbers.
             if not all(torch.isfinite(cache.slots.sum()) for cache in self._cache):
                 for cache in self._cache:
@@ -129,22 +149,51 @@ class LeanForward:
             live: Columns in use, the new ones included.
 
         Returns:
-            Logits of the following token, float32 [n,V].
+            Logits of the following token, float32 [n,V]; on CUDA the next step may overwrite them.
         """
         self._reserve(live)
+        if self._recorder is None:
+            return self._plain(tokens, positions, live)
+        try:
+            if self._graphs is None:
+                like, vocabulary = self._embedding, self._head.weight.shape[1]
+                self._graphs = Graphs(self._recorder(), self._rows, self._room, like, vocabulary)
+            logits = self._graphs.step(tokens, positions, live, self._static, self._plain)
+            self.graphs = True
+            return logits
+        except Exception as error:  # whatever a driver or a version of torch thinks up
+            self._recorder = self._graphs = None
+            self.graphs = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        warnings.warn(
+            f"Decoding goes on without CUDA graphs: {self.graphs}. The tokens are the same, and small models decode "
+            "more slowly. Please report this line with the names of model and GPU and the version of torch.",
+            GraphWarning,
+            stacklevel=2,
+        )
+        return self._plain(tokens, positions, live)
+
+    def _plain(self, tokens: Tensor, positions: Tensor, live: int) -> Tensor:
+        """``step`` as it is, on a cache with room for it."""
         lanes = len(tokens)
         n = min(rounded(lanes), self._rows)
         if n > lanes:  # lanes that nobody reads
             tokens, positions = F.pad(tokens, (0, n - lanes)), F.pad(positions, (0, n - lanes), value=self._room)
-        at = (self._begins[:n] + positions[:, None, None]).view(-1)  # [n*2N]
+        return self._pass(tokens, positions, self._blocks(positions, live))[:lanes]
+
+    def _static(self, tokens: Tensor, positions: Tensor, live: int) -> Tensor:
+        """``step`` to be recorded: all lanes and columns as given, and nothing is read by the host."""
+        pairs = slice(0, len(tokens) * self._kv_heads)
+        return self._pass(tokens, positions, [_Block(pairs, live, self._unseen(positions, live))])
+
+    def _pass(self, tokens: Tensor, positions: Tensor, blocks: Sequence[_Block]) -> Tensor:
+        at = (self._begins[: len(tokens)] + positions[:, None, None]).view(-1)  # [n*2N]
         turn = self._rotations[positions]  # [n, (H+2N)E/2]
-        blocks = self._blocks(positions, live)
         x = F.embedding(tokens, self._embedding)  # [n,D]
         for layer, cache in zip(self._layers, self._cache):
             row = self._rotated(layer.qkv(self._normed(x)), turn)  # [n, (H+2N)E]
             self._write(cache, at, row)
             x = self._finish(x, self._attend(row, cache.keys, cache.values, blocks), layer)
-        return self._logits(x)[:lanes]
+        return self._logits(x)
 
     @torch.inference_mode()
     def extend(self, tokens: Tensor, positions: Tensor, slots: Tensor, live: int) -> Tensor:
@@ -294,6 +343,7 @@ class LeanForward:
         Layer by layer: at the most there are the new cache and one layer of the old one. If an allocation fails, the
         cache is empty.
         """
+        self._graphs = None  # they hold the old cache's addresses, and memory
         rows, kept = min(slots, self._rows), min(columns, self._room)
         shape = (2 * slots, self._kv_heads, columns + 1, self._width)
         try:
@@ -336,17 +386,23 @@ class LeanForward:
         order: Tensor = torch.arange(heads, device=self.device)[:, None] * self._width + one
         return order.view(-1)
 
-    def _fuse(self, layer: Any, order: Tensor) -> _Layer:
+    def _addresses(self) -> list[int]:
+        """Where the weights are that a step reads."""
+        products = [self._head, *(product for layer in self._layers for product in layer)]
+        parts = [part for product in products for part in (product.weight, product.bias) if part is not None]
+        return [part.data_ptr() for part in (self._embedding, *parts)]
+
+    def _fuse(self, layer: Any, order: Tensor, old: _Layer | None) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
         gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])
         return _Layer(
-            qkv=self._fused_projection(layer, order),
-            out=_product(attention.o_proj.weight.detach()),
-            gate_up=_product(self._normed_weight(gate_up, layer.post_attention_layernorm)),
-            down=_product(mlp.down_proj.weight.detach()),
+            qkv=self._fused_projection(layer, order, old and old.qkv),
+            out=_product(attention.o_proj.weight, old=old and old.out),
+            gate_up=_product(self._normed_weight(gate_up, layer.post_attention_layernorm), old=old and old.gate_up),
+            down=_product(mlp.down_proj.weight, old=old and old.down),
         )
 
-    def _fused_projection(self, layer: Any, order: Tensor) -> Product:
+    def _fused_projection(self, layer: Any, order: Tensor, old: Product | None) -> Product:
         H, N, E = self._heads, self._kv_heads, self._width
         attention = layer.self_attn
 
@@ -360,7 +416,7 @@ class LeanForward:
         bias = None
         if attention.q_proj.bias is not None:
             bias = fused(attention.q_proj.bias, attention.k_proj.bias, attention.v_proj.bias).view(-1)
-        return _product(self._normed_weight(weight, layer.input_layernorm), bias)
+        return _product(self._normed_weight(weight, layer.input_layernorm), bias, old)
 
     def _normed_weight(self, weight: Tensor, norm: Any) -> Tensor:
         """[N,D] what a projection after a norm multiplies with: its columns, times the norm's weights."""
@@ -374,6 +430,18 @@ def _narrowed(product: Product, first: int) -> Product:
     return Product(product.weight[:, first:].contiguous(), bias)
 
 
-def _product(weight: Tensor, bias: Tensor | None = None) -> Product:
-    """With a weight [N,K] as ``torch.nn.Linear`` has it."""
-    return Product(weight.t().contiguous(), bias)
+def _product(weight: Tensor, bias: Tensor | None = None, old: Product | None = None) -> Product:
+    """With a weight [N,K] as ``torch.nn.Linear`` has it; in the place of an old one that is like it."""
+    turned = weight.t()
+    if old is None or not (_alike(old.weight, turned) and _alike(old.bias, bias)):
+        return Product(turned.clone(memory_format=torch.contiguous_format), bias)
+    old.weight.copy_(turned)
+    if old.bias is not None and bias is not None:
+        old.bias.copy_(bias)
+    return old
+
+
+def _alike(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return (one.shape, one.dtype, one.device) == (other.shape, other.dtype, other.device)

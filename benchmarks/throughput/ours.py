@@ -35,7 +35,8 @@ def prepare(job: Job) -> Play:
 def decode(job: Job) -> Play:
     """Samples after prompts: ``folder``, ``prompts``, ``new``; asks say how many ``lanes``.
 
-    ``device``, ``dtype`` and ``limits`` (whether answers say what the memory's bandwidth is) are optional.
+    ``device``, ``dtype`` and ``limits`` (whether answers say what the memory's bandwidth is, and whether CUDA graphs
+    were replayed or why not) are optional.
     """
     policy, prompts, new = _load(job), job["prompts"], job["new"]
     if job.get("dtype") == "bf16":
@@ -59,7 +60,7 @@ def decode(job: Job) -> Play:
         for lane in range(lanes):
             engine.release(lane)
 
-    def play(ask: Mapping[str, Any]) -> dict[str, float]:
+    def play(ask: Mapping[str, Any]) -> dict[str, Any]:
         lanes = min(ask["lanes"], len(prompts))
         if (lanes, new) not in engines:
             if policy.model.device.type != "cpu":
@@ -69,7 +70,8 @@ def decode(job: Job) -> Play:
                 sample(lanes, count)  # the first time is warm-up
         _, first = timed(lambda: sample(lanes, 1))
         _, whole = timed(lambda: sample(lanes, new))
-        return {**whole, **limits, "first_cpu": first["cpu"], "first_wall": first["wall"], "tokens": lanes * new}
+        facts = {**limits, "graphs": engines[lanes, new].graphs} if limits else {}
+        return {**whole, **facts, "first_cpu": first["cpu"], "first_wall": first["wall"], "tokens": lanes * new}
 
     return play
 

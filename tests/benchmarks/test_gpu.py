@@ -76,6 +76,7 @@ def test_decoding_and_updates_are_measured_dry(tmp_path: Path) -> None:
             answer = decoded["contestants"][name]["asks"][lanes]
             assert answer["tokens"] == [int(lanes) * 4] and min(answer["wall"][0], answer["first_wall"][0]) > 0
             assert ("bandwidth" in answer) == name.startswith("engine")
+            assert answer.get("graphs") == (["not on cpu"] if name.startswith("engine") else None)
     assert decoded["step_bytes"]["fp32"]["4"] == 2 * decoded["step_bytes"]["bf16"]["4"]
     [update] = learnt.values()
     answer = update["contestants"][learner.OURS]["asks"][learner.UPDATE]
