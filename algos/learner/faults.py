@@ -12,7 +12,6 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from convgym.errors import DivergedError
 
@@ -93,13 +92,6 @@ class NanGuard:
                 "Lower the learning rate or max_grad_norm, or look at the rewards of the last update."
             )
         return False
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device's or the machine's memory is spent."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def sound(episodes: Sequence[TokenEpisode]) -> tuple[list[TokenEpisode], list[TokenEpisode]]:

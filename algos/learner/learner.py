@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 
 from algos.base import Algorithm, Batch, Minibatch, Scores, filled
 from algos.learner.checkpoint import Checkpoint, fill_tensors, tensors_of
-from algos.learner.faults import NanGuard, is_out_of_memory, sound
+from algos.learner.faults import NanGuard, sound
 from algos.learner.flops import peak, size_of, training_flops, utilisation
 from algos.learner.optimiser import Schedule, learning_rate_factor, parameter_groups
 from algos.learner.prefixes import tree_buckets
@@ -39,6 +39,7 @@ from algos.policies.critic import Critic, Trunk, decoder, new_critic
 from algos.policies.load import Policy
 from algos.policies.reference import frozen_copy
 from algos.rollout.episodes import TokenEpisode, buckets, collate
+from algos.rollout.memory import is_out_of_memory
 from convgym.errors import CapacityError, CheckpointError, ConfigError, EnvError, ModelError
 from convgym.seeding import derive_seed
 
@@ -310,7 +311,9 @@ class Learner:
         total = torch.zeros((), dtype=torch.float64, device=device)
         measured = []
         micro_batches = self._micro_batches(part.tokens[live], part.action[live])
-        with recomputing(self.model, self.config.gradient_checkpointing):
+        own = None if self.critic is None else self.critic.trunk
+        recompute = self.config.gradient_checkpointing
+        with recomputing(self.model, recompute), recomputing(own, recompute and own is not None):
             for index in micro_batches[self.accelerator.process_index :: processes]:
                 rows = live[torch.from_numpy(index)]
                 micro = part.rows(rows).trimmed().to(device)

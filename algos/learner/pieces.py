@@ -10,8 +10,9 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from algos.policies.products import is_plain, linear, times
+from algos.policies.products import is_large, linear, times
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -50,7 +51,7 @@ def gated(gate: Tensor, up: Tensor, down: Any) -> Tensor:
         up: ``[n,F]``.
         down: A module that is applied to ``[n,F]``.
     """
-    if is_plain(down, gate) and down.bias is None:
+    if is_large(down, gate) and down.bias is None:
         return cast(Tensor, _Gated.apply(gate, up, down.weight))  # type: ignore[no-untyped-call]
     return linear(down, F.silu(gate) * up)
 
@@ -62,6 +63,7 @@ class _Gated(torch.autograd.Function):
         return times(F.silu(gate).mul_(up), weight)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         gate, up, weight = ctx.saved_tensors
         open_ = F.silu(gate)
@@ -81,6 +83,7 @@ class _RmsNorm(torch.autograd.Function):
         return normed * weight
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         normed, scale, weight = ctx.saved_tensors
         along = grad * normed
@@ -96,6 +99,7 @@ class _Rotate(torch.autograd.Function):
         return _rotated(x, cosine, sine)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         cosine, sine = ctx.saved_tensors
         return _rotated(grad, cosine, -sine), None, None

@@ -20,22 +20,16 @@ from torch.utils.checkpoint import checkpoint
 
 from algos.learner.pieces import gated, rms_norm, rotate
 from algos.learner.prefixes import Block, PrefixTree, attention_blocks, prefix_tree
+from algos.policies.plain import MLPS, NORMS, is_llama_shaped, is_plain
 from algos.policies.products import linear, rounded
 
-SHAPED = ("LlamaModel", "Qwen2Model", "Qwen3Model")
-"""Decoders whose layers are: norm, attention over all earlier tokens with rotary positions, norm, MLP."""
-NORMS = ("LlamaRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
-PLAIN = ("LlamaMLP", "Qwen2MLP", "Qwen3MLP")
-"""``down(silu(gate(x)) * up(x))``."""
 SHORT = 512  # longest row whose attention weights are kept on a CPU
 
 
 def on_tree(decoder: Any) -> bool:
-    """Whether this decoder is computed on a tree of its rows."""
-    config = decoder.config
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    # Who asked for another implementation (eager, for bf16 on a CPU) gets it.
-    return type(decoder).__name__ in SHAPED and kinds == {"full_attention"} and config._attn_implementation == "sdpa"
+    """Whether this decoder is computed on a tree of its rows: its layers are known, and do what they are known for."""
+    # Who asked for another implementation of attention (eager, for bf16 on a CPU) gets it.
+    return is_llama_shaped(decoder) and decoder.config._attn_implementation == "sdpa"
 
 
 def hidden_before(decoder: Any, tokens: Tensor, row: Tensor, column: Tensor) -> Tensor:
@@ -87,7 +81,7 @@ class _View(NamedTuple):
 
     Attributes:
         queries: ``[b,H,S]`` into ``[W H]``.
-        keys: ``[b,N,T]`` into ``[U N]``, for keys and values.
+        keys: ``[b,N,T]`` into ``[U N]``, for keys and values; ``[b,H,T]`` where heads are not grouped.
         bias: ``[b,1,S,T]`` or ``None``, see ``algos.learner.prefixes.Block``.
     """
 
@@ -105,11 +99,14 @@ def _views(
         The views; and where each head of each node asks, ``[size,H]`` into all views' ``[b,H,S]``, flattened, one
         after the other.
     """
+    H, N = heads
     query_head, key_head = (torch.arange(n, device=where.device)[:, None] for n in heads)
+    if where.device.type != "cpu":  # the fused kernels of other devices do not all know groups of heads
+        key_head = key_head.repeat_interleave(H // N, 0)
     views, places, begin = [], [], 0
     for queries, keys, bias in blocks:
-        asks = queries[:, None] * heads[0] + query_head  # [b,H,S]
-        views.append(_View(asks, keys[:, None] * heads[1] + key_head, None if bias is None else bias[:, None]))
+        asks = queries[:, None] * H + query_head  # [b,H,S]
+        views.append(_View(asks, keys[:, None] * N + key_head, None if bias is None else bias[:, None]))
         here = torch.arange(begin, begin + asks.numel(), device=where.device).view_as(asks)
         places.append(here.transpose(1, 2).flatten(0, 1))  # [bS,H]
         begin += asks.numel()
@@ -140,14 +137,14 @@ def _answer(
     query, key = rotate(query, *(part * attention.scaling for part in turned)), rotate(key, *angles)
     x = x + linear(attention.o_proj, _attend(query, key, value, *view))
     mlp, normed = layer.mlp, _norm(layer.post_attention_layernorm, x)
-    if type(mlp).__name__ not in PLAIN or mlp.config.hidden_act != "silu" or _is_hooked(mlp):
+    if not is_plain(mlp, MLPS) or mlp.config.hidden_act != "silu":
         return cast(Tensor, x + mlp(normed))
     return x + gated(linear(mlp.gate_proj, normed), linear(mlp.up_proj, normed), mlp.down_proj)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, views: list[_View], places: Tensor) -> Tensor:
     """What the queries ``[W,H,E]`` hear of keys and values ``[U,N,E]``: ``[W,HE]``."""
-    (H, E), N = query.shape[1:], key.shape[1]
+    H, E = query.shape[1:]
     query, key, value = query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1)
     heard = []
     for view in views:
@@ -155,7 +152,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, views: list[_View], place
         # a CPU than that of indexing.
         q, k, v = F.embedding(view.queries, query), F.embedding(view.keys, key), F.embedding(view.keys, value)
         if view.bias is None:
-            said = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0, enable_gqa=N != H)
+            said = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0, enable_gqa=k.shape[1] != H)
         else:
             said = _masked(q, k, v, view.bias)
         heard.append(said.reshape(-1, E))
@@ -173,10 +170,7 @@ def _masked(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
 
 def _norm(module: Any, x: Tensor) -> Tensor:
     """``module(x)``, faster where it is known to be a root-mean-square norm in float32."""
-    if type(module).__name__ in NORMS and x.dtype == torch.float32 and not _is_hooked(module):
+    if is_plain(module, NORMS) and x.dtype == torch.float32:
         return rms_norm(x, module.weight, module.variance_epsilon)
     return cast(Tensor, module(x))
 
-
-def _is_hooked(module: Any) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)

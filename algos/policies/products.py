@@ -11,7 +11,10 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from algos.policies.plain import LINEAR, is_plain
 
 LARGE = 2**19  # multiplications from which oneDNN is the faster one, its overhead included
 
@@ -46,16 +49,16 @@ class Product:
 
 def linear(module: Any, x: Tensor) -> Tensor:
     """``module(x)`` with a gradient, for ``x`` [n,K]: a plain ``torch.nn.Linear`` goes to the faster library."""
-    if is_plain(module, x):
+    if is_large(module, x):
         return cast(Tensor, _Linear.apply(x, module.weight, module.bias))  # type: ignore[no-untyped-call]
     return cast(Tensor, module(x))
 
 
-def is_plain(module: Any, x: Tensor) -> bool:
+def is_large(module: Any, x: Tensor) -> bool:
     """Whether ``module(x)`` is no more than a float32 product, and large enough for oneDNN to be faster."""
-    if type(module) is not nn.Linear or module._forward_hooks or module._forward_pre_hooks:
+    if not is_plain(module, LINEAR) or x.dtype != torch.float32:
         return False
-    large = len(x) * module.weight.numel() >= LARGE and x.dtype == torch.float32
+    large = len(x) * module.weight.numel() >= LARGE
     return large and has_onednn(module.weight) and not torch.is_autocast_enabled("cpu")
 
 
@@ -64,10 +67,11 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         return times(x, weight, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight = ctx.saved_tensors
         to_x, to_weight, to_bias = ctx.needs_input_grad

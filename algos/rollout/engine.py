@@ -33,9 +33,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from algos.learner.faults import is_out_of_memory
 from algos.rollout.forward import make_forward
-from algos.rollout.memory import SHARE, cache_bytes, cache_shape, free_bytes
+from algos.rollout.memory import SHARE, cache_bytes, cache_shape, free_bytes, is_out_of_memory
 from algos.rollout.sampling import sample, uniforms
 from convgym.errors import CapacityError, CapacityWarning, ConfigError, DivergedError
 
@@ -405,6 +404,7 @@ class Engine:
         )
         tokens, logp = (x.cpu().numpy() for x in sample(logits, draws, self.temperature, greedy))
         if not np.isfinite(logp).all():
+            self._speaking[slots] = False  # they have nothing more to say, and can be released
             raise DivergedError(
                 "the policy's logits are not finite, so nothing can be sampled; go back to an earlier "
                 "checkpoint"

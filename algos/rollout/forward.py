@@ -183,7 +183,6 @@ class LaneCache(Cache):
             self.resize(0, 0)
             raise
 
-
     def parts(self) -> list[Tensor]:
         """Keys and values of all layers that the model has written to."""
         layers = [layer for layer in self.lanes if layer.is_initialized]
@@ -205,9 +204,12 @@ class ModelForward:
         self._model, self._slots, self._capacity = model, slots, capacity
         self._cache = LaneCache(model.config.get_text_config().num_hidden_layers, capacity)
 
+    @torch.inference_mode()
     def refresh(self) -> None:
-        """Empties the cache; the weights are the model's own."""
-        self.reserve(0, 0)
+        """Forgets all conversations; the weights are the model's own."""
+        for part in self._cache.parts():  # old keys get weight 0 where they are not seen, but must be numbers
+            if not torch.isfinite(part.sum()):
+                part.zero_()
 
     @property
     def token_bytes(self) -> int:
@@ -298,4 +300,4 @@ def _try_out(forward: ModelForward, model: PreTrainedModel) -> None:
             f"{type(model).__name__} gives other logits on a cache of slots (by {difference:.3g}): it does "
             "not respect explicit positions and masks (ALiBi, recurrent state), so it cannot be served"
         )
-    forward.refresh()
+    forward.reserve(0, 0)

@@ -29,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from algos.policies.plain import LINEAR, MLPS, NORMS, is_llama_shaped, is_plain
 from algos.policies.products import Product, rounded
 from algos.rollout.graphs import Graphs, Record, on_cuda
 from convgym.errors import GraphWarning
@@ -47,18 +48,24 @@ class _Layer(NamedTuple):
 
 
 def is_lean(model: Any) -> bool:
-    """Whether the fast path computes this model exactly: plain Llama or Qwen2 with static RoPE."""
-    config = model.config
-    if type(model).__name__ not in ("LlamaForCausalLM", "Qwen2ForCausalLM") or config.hidden_act != "silu":
+    """Whether the fast path computes this model exactly: plain Llama or Qwen2 with static RoPE, all through."""
+    if not is_plain(model, ("LlamaForCausalLM", "Qwen2ForCausalLM")) or not is_llama_shaped(model.model):
         return False
-    attention = model.model.layers[0].self_attn
-    linear = (attention.q_proj, attention.o_proj, model.model.layers[0].mlp.gate_proj, model.lm_head)
-    if any(type(module) is not torch.nn.Linear for module in linear):  # adapters, quantised layers
-        return False
-    biased = attention.o_proj.bias is not None or linear[2].bias is not None or linear[3].bias is not None
-    rotary = model.model.rotary_emb
+    layers, rotary = model.model.layers, model.model.rotary_emb
+    blocks = [(layer.self_attn, layer.mlp) for layer in layers]
+    free = [module for a, m in blocks for module in (a.o_proj, m.gate_proj, m.up_proj, m.down_proj)]
+    linear = [module for a, _ in blocks for module in (a.q_proj, a.k_proj, a.v_proj)]
+    norms = [norm for layer in layers for norm in (layer.input_layernorm, layer.post_attention_layernorm)]
+    plain = (
+        all(is_plain(module, LINEAR) for module in (*linear, *free, model.lm_head))
+        and all(is_plain(norm, NORMS) for norm in (*norms, model.model.norm))
+        and all(is_plain(mlp, MLPS) for _, mlp in blocks)
+        and is_plain(model.model.embed_tokens, ("Embedding",))
+    )
+    biased = any(module.bias is not None for module in (*free, model.lm_head))
     static = getattr(rotary, "rope_type", "default") in ("default", "linear", "llama3", "yarn")
-    return not biased and static and 2 * len(rotary.inv_freq) == attention.head_dim
+    fits = 2 * len(rotary.inv_freq) == layers[0].self_attn.head_dim
+    return plain and model.config.hidden_act == "silu" and not biased and static and fits
 
 
 class _Cache(NamedTuple):

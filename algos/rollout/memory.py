@@ -80,3 +80,10 @@ def container_bytes(
         if limit != "max":
             left.append(max(0, int(limit) - used + int(stat.get("inactive_file", 0))))
     return left
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device's or the machine's memory is spent."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

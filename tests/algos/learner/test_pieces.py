@@ -73,3 +73,10 @@ def test_the_rotation_takes_the_type_of_the_angles() -> None:
     """Under autocast queries are bfloat16 and angles are float32: what the model's own layer makes of it."""
     x, angle = torch.randn(2, 1, 4).bfloat16(), torch.zeros(2, 1, 2)
     assert torch.equal(rotate(x, angle.cos(), angle.sin()), x.float())
+
+
+def test_a_gradient_of_a_gradient_is_refused() -> None:
+    x = torch.randn(3, 4, requires_grad=True)
+    [grad] = torch.autograd.grad(rms_norm(x, torch.ones(4), 1e-6).pow(3).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()

@@ -163,6 +163,88 @@ def test_other_models_run_as_they_are() -> None:
         assert torch.equal(hidden_before(decoder, tokens, row, column), plain(decoder, tokens, row, column))
 
 
+class Doubled(torch.nn.Linear):
+    """Stands for an adapter: a projection that does more than its class says."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(input)
+
+
+def doubled(linear: torch.nn.Linear) -> Doubled:
+    made = Doubled(linear.in_features, linear.out_features, linear.bias is not None)
+    made.load_state_dict(linear.state_dict())
+    return made
+
+
+PROJECTIONS = ["self_attn.q_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj"]
+MODULES = ["", "layers.1", "layers.1.self_attn", "layers.1.mlp", "layers.1.mlp.gate_proj", "norm"]
+
+
+@pytest.mark.parametrize("name", PROJECTIONS)
+@pytest.mark.parametrize("large", [1, 10**9])
+def test_an_adapter_is_called(name: str, large: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "LARGE", large)
+    model = model_of(SHAPES["grouped queries"])
+    tokens, action = conversations()
+    row, column = action.nonzero(as_tuple=True)
+    decoder = model.get_decoder()
+    before = hidden_before(decoder, tokens, row, column)
+    for layer in decoder.layers:
+        layer.set_submodule(name, doubled(layer.get_submodule(name)))
+    ours = hidden_before(decoder, tokens, row, column)
+    assert on_tree(decoder) and (ours - before).abs().max() > 0.1
+    torch.testing.assert_close(ours, plain(decoder, tokens, row, column), rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("hook", ["forward hook", "forward"])
+def test_a_hook_anywhere_is_heard(name: str, hook: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also a replaced ``forward`` of one module, which is how accelerate attaches its hooks."""
+    monkeypatch.setattr(products, "LARGE", 1)
+    decoder = model_of(SHAPES["grouped queries"]).get_decoder()
+    tokens, action = conversations()
+    row, column = action.nonzero(as_tuple=True)
+    module = decoder.get_submodule(name)
+    heard: list[None] = []
+    if hook == "forward":
+        forward = module.forward
+        module.forward = lambda *args, **kwargs: (heard.append(None), forward(*args, **kwargs))[1]
+    else:
+        module.register_forward_hook(lambda *_: heard.append(None))
+    hidden_before(decoder, tokens, row, column)
+    assert heard
+
+
+def test_frozen_weights_get_no_gradient_and_the_others_the_same() -> None:
+    model = model_of(SHAPES["grouped queries"])
+    decoder = model.get_decoder()
+    tokens, action = conversations()
+    row, column = action.nonzero(as_tuple=True)
+    for name, parameter in decoder.named_parameters():
+        parameter.requires_grad_("v_proj" in name or "post" in name)
+    trained = [parameter for parameter in decoder.parameters() if parameter.requires_grad]
+    found = []
+    for states in (hidden_before(decoder, tokens, row, column), plain(decoder, tokens, row, column)):
+        weight = torch.sin(torch.arange(states.numel())).view_as(states)
+        found.append(torch.autograd.grad((weight * states).sum(), trained))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * max(1.0, float(theirs.abs().max())))
+
+
+@each_shape
+def test_in_bf16_it_errs_no_more_than_the_plain_forward(config: Any) -> None:
+    model = model_of(config)
+    decoder = model.get_decoder()
+    tokens, action = conversations()
+    row, column = action.nonzero(as_tuple=True)
+    with torch.no_grad():
+        exact = plain(decoder, tokens, row, column)
+        with torch.autocast("cpu", torch.bfloat16):
+            ours, theirs = hidden_before(decoder, tokens, row, column), plain(decoder, tokens, row, column)
+    errors = [float((states.float() - exact).abs().mean()) for states in (ours, theirs)]
+    assert 0 < errors[0] < 1.5 * errors[1]
+
+
 def test_rows_without_a_wanted_place_cost_nothing() -> None:
     tokens, action = conversations()
     action[1:] = False

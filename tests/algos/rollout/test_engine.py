@@ -88,11 +88,11 @@ def build(name: str) -> Any:
         torch.manual_seed(11)
         model = MODELS[name]()
     with torch.no_grad():
-        for parameter in model.parameters():
+        for count, parameter in enumerate(model.parameters()):
             if parameter.ndim > 1:
                 parameter.mul_(6)
-            elif name == "qwen2":  # its biases begin at zero, where they could be forgotten unnoticed
-                parameter.add_(torch.linspace(-0.3, 0.3, parameter.numel()))
+            else:  # biases begin at 0 and norms at 1, where they could be forgotten or confused unnoticed
+                parameter.add_(torch.linspace(-0.3, 0.3, parameter.numel()).roll(len(parameter) // 3 + 7 * count))
     return model.eval()
 
 
@@ -279,6 +279,56 @@ def test_weights_that_were_not_numbers_leave_nothing_behind(models: dict[str, An
             weight.copy_(saved)
         engine.refresh()
         assert ids_of(talk(engine, count=6)) == before
+
+
+def test_lanes_whose_logits_are_no_numbers_can_be_released_and_the_others_go_on(models: dict[str, Any]) -> None:
+    model = copy.deepcopy(models["llama_gqa_untied"])
+    with torch.no_grad():
+        model.model.embed_tokens.weight[60] = torch.nan
+    engine = make_engine(model, eos_ids=[], max_turn_tokens=5)
+    engine.start(0, [5, 6, 7], 0)
+    engine.start(1, [5, 60, 7], 1)
+    with pytest.raises(DivergedError, match="not finite"):
+        engine.advance()
+    assert engine.advance() == []  # nobody is speaking
+    engine.release(0)
+    engine.release(1)
+    alone = make_engine(models["llama_gqa_untied"], eos_ids=[], max_turn_tokens=5)
+    for each in (engine, alone):
+        each.refresh()
+        each.start(2, [5, 6, 7], 2)
+    [ours], [theirs] = engine.advance(), alone.advance()
+    assert np.array_equal(ours.ids, theirs.ids) and 60 not in ours.ids
+
+
+class Doubled(torch.nn.Linear):
+    """Stands for an adapter: a projection that does more than its class says."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(input)
+
+
+@pytest.mark.parametrize("name", ["0.self_attn.v_proj", "1.self_attn.q_proj", "0.mlp.down_proj", "1.mlp.up_proj"])
+def test_an_adapter_in_any_layer_takes_the_general_path(models: dict[str, Any], name: str) -> None:
+    model = copy.deepcopy(models["llama_gqa_untied"])
+    linear = model.model.layers.get_submodule(name)
+    adapter = Doubled(linear.in_features, linear.out_features, linear.bias is not None)
+    adapter.load_state_dict(linear.state_dict())
+    model.model.layers.set_submodule(name, adapter)
+    assert is_lean(models["llama_gqa_untied"]) and not is_lean(model)
+    said = talk(make_engine(model, lanes=1), count=1)[0]
+    start, turn = said.turns[0]
+    with torch.inference_mode():
+        logits = model(torch.tensor([said.ids[: start + len(turn.ids)]])).logits[0]
+    expected = torch.log_softmax(logits[start - 1 : -1].double(), -1)[torch.arange(len(turn.ids)), turn.ids]
+    close(torch.from_numpy(turn.logp).double(), expected)
+
+
+@pytest.mark.parametrize("name", ["", "model", "model.layers.1", "model.layers.1.mlp", "model.norm", "lm_head"])
+def test_a_hooked_module_takes_the_general_path(models: dict[str, Any], name: str) -> None:
+    model = copy.deepcopy(models["llama_gqa_untied"])
+    model.get_submodule(name).register_forward_hook(lambda *_: None)
+    assert not is_lean(model)
 
 
 def test_refresh_takes_over_new_weights_and_refuses_live_conversations(

@@ -20,7 +20,7 @@ from algos.policies.load import Policy
 from algos.rollout.collect import Collector
 from algos.rollout.engine import Engine
 from algos.rollout.lean import FIRST
-from algos.rollout.memory import STEP, cache_bytes, cache_shape, container_bytes, free_bytes
+from algos.rollout.memory import STEP, cache_bytes, cache_shape, container_bytes, free_bytes, is_out_of_memory
 from convgym.errors import CapacityError, CapacityWarning, ConfigError
 from convgym.vector import ConversationVectorEnv
 from tests.algos.rollout.test_collect import Echo, requests, vector
@@ -420,3 +420,13 @@ def test_a_containers_limit_counts(tmp_path: Path) -> None:
 
 def test_free_memory_is_this_machines() -> None:
     assert 0 < free_bytes(torch.device("cpu")) < psutil.virtual_memory().total
+
+
+def test_a_real_failure_to_allocate_is_recognised() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert is_out_of_memory(caught.value)
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("size mismatch"))
+    assert not is_out_of_memory(ValueError("can't allocate memory"))
