@@ -144,7 +144,8 @@ def _learner(runner: Runner) -> dict[str, Any]:
     for name, (model, vocabulary) in runner.models("reference", "smollm2").items():
         large = name == "smollm2"
         how = replace(runner.how, rounds=min(2, runner.how.rounds)) if large else runner.how
-        found[name] = learner.measure(model, vocabulary, how, rows=8 if large else 64, profiled=not large)
+        rows = 8 if large else 64
+        found[name] = learner.measure(model, vocabulary, how, rows=rows, profiled=not large, sparing=large)
     return found
 
 

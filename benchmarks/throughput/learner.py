@@ -11,6 +11,8 @@ from benchmarks.throughput.models import Model, skeleton
 from benchmarks.throughput.work import conversations, episodes
 
 OURS, TRL = "learner", "TRL, training half"
+MICRO = 512  # tokens of a micro-batch where memory is to be spared: the same step, a little slower
+SPARING = f"learner, micro-batches of {MICRO}"
 UPDATE, PROFILE = "update", "profile"
 
 
@@ -22,17 +24,21 @@ def measure(
     rows: int = 64,
     group: int = 8,
     profiled: bool = True,
+    sparing: bool = False,
     settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Lets both take one optimiser step on episodes of about 150 tokens, a third of them sampled.
 
-    ``settings`` are further entries of the job, such as ``device`` and ``dtype``.
+    ``sparing`` has the learner take part a second time, in small micro-batches. ``settings`` are further entries of
+    the job, such as ``device`` and ``dtype``.
     """
     talks = conversations(vocabulary, rows, opening=(40, 70), reply=(6, 24), group=group, instructions=24)
     made = episodes(talks, vocabulary, new=12)
     job = {"task": "learn", "folder": str(model.folder), "episodes": made, "group": group, **(settings or {})}
     ours = Contestant(OURS, "benchmarks.throughput.ours", job)
-    found = compete([ours, Contestant(TRL, "benchmarks.peers.trl_grpo", job, "trl")], {UPDATE: {}}, how)
+    small = Contestant(SPARING, "benchmarks.throughput.ours", {**job, "micro_tokens": MICRO})
+    trl = Contestant(TRL, "benchmarks.peers.trl_grpo", job, "trl")
+    found = compete([ours, *([small] if sparing else []), trl], {UPDATE: {}}, how)
     taken_apart: dict[str, Any] = {}
     if profiled:  # on its own: operations are timed one by one
         alone = compete([ours], {PROFILE: {"profile": True}}, Conditions(rounds=2))

@@ -82,7 +82,8 @@ def _turns(parts: Parts, model: str) -> float | None:
 
 
 def _update(parts: Parts, model: str) -> float | None:
-    return ratio(_part(parts, "learner", model), learner.seconds, learner.TRL, learner.OURS)
+    found = _part(parts, "learner", model)
+    return ratio(found, learner.seconds, learner.TRL, _learner(found))
 
 
 def _of_limit(parts: Parts) -> float | None:
@@ -91,9 +92,15 @@ def _of_limit(parts: Parts) -> float | None:
 
 
 def _memory(parts: Parts) -> float | None:
-    share = ratio(_part(parts, "learner", "smollm2"), learner.peak, learner.OURS, learner.TRL)
+    found = _part(parts, "learner", "smollm2")
+    share = ratio(found, learner.peak, _learner(found), learner.TRL)
     return None if share is None else 100 * share
 
 
 def _step(parts: Parts, entry: str, peer: str) -> float | None:
     return ratio(_part(parts, "training", entry), training.seconds, peer, training.OURS)
+
+
+def _learner(found: Mapping[str, Any] | None) -> str:
+    """Whose time and memory are looked at: the sparing one's both, if it took part."""
+    return learner.SPARING if found and learner.SPARING in found["contestants"] else learner.OURS

@@ -81,9 +81,15 @@ def turns(job: Job) -> Play:
     policy, talks = load_policy(job["folder"]), job["conversations"]
     capacity = max(len(talk["opening"]) + sum(map(len, talk["replies"])) for talk in talks)
 
+    engines: dict[tuple[int, tuple[int, ...]], Engine] = {}
+
     def converse(new: int, ends: Sequence[int], talks: Sequence[Any]) -> int:
-        room = capacity + (1 + len(talks[0]["replies"])) * new + 1
-        engine = Engine(policy.model, eos_ids=ends, lanes=job["lanes"], capacity=room, max_turn_tokens=new)
+        engine = engines.get((new, tuple(ends)))
+        if engine is None:
+            room = capacity + (1 + len(talks[0]["replies"])) * new + 1
+            engine = Engine(policy.model, eos_ids=ends, lanes=job["lanes"], capacity=room, max_turn_tokens=new)
+            engines[new, tuple(ends)] = engine
+        engine.refresh()  # as before every rollout
         waiting, replies, said = list(range(len(talks)))[::-1], dict[int, list[list[int]]](), 0
         while True:
             while waiting and engine.live < job["lanes"]:
