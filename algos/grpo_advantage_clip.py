@@ -5,7 +5,7 @@
 
 The formula looks like PPO's and is no trust region: there is no ratio in it, so nothing notices how far the policy has
 moved. As l_t is never negative, all it does is to let no episode count as worse than ``-bound``.
-Source: the guide to GRPO for conversational agents on which this project was founded.
+Source: a formula found in guides to GRPO for conversational agents.
 """
 
 from __future__ import annotations

@@ -4,10 +4,8 @@ A conversation grows by extension. Sampled ids stay as they were sampled, and ne
 ids of their contents with the template's own text (the *junctions*) around them. Nothing is decoded and
 encoded again.
 
-Nobody can forge a turn: contents are encoded by a copy of the tokenizer that knows no added tokens, junctions
-    by
-the real one, and ids are concatenated. Markers that are plain text (``[INST]``, ``### User:``) are broken up
-in contents.
+Nobody can forge a turn: contents are encoded by a copy of the tokenizer that knows no added tokens, junctions by the
+real one, and ids are concatenated. Markers that are plain text (``[INST]``, ``### User:``) are broken up in contents.
 """
 
 from __future__ import annotations

@@ -5,8 +5,7 @@ conversation is linear in its tokens. Lanes do not wait for one another: forced 
 them while the others keep decoding (a few lanes are held back a few steps, for others to be fed together with them),
 and ``advance`` returns as soon as any lane has finished its turn.
 
-Lanes live in *slots* of the cache, and live slots are kept in front: decoding reads a prefix of the cache
-    without
+Lanes live in *slots* of the cache, and live slots are kept in front: decoding reads a prefix of the cache without
 copying it, and costs little when few conversations are left.
 
 Memory grows with what conversations really use. Where it does not suffice for all lanes, the first slots hold as many
@@ -14,10 +13,8 @@ conversations as fit. The others are *parked*: what was said is kept, keys and v
 vacant the conversation is fed again. A parked conversation that has something to say goes before one that waits for
 its user's answer, and among themselves the oldest goes first.
 
-Sampling is reproducible: the uniform that picks a token depends on the lane's seed and on the token's
-    position and on
-nothing else, so that neither the number of lanes nor the order of their turns changes what is sampled
-(rounding apart).
+Sampling is reproducible: the uniform that picks a token depends on the lane's seed and on the token's position and on
+nothing else, so that neither the number of lanes nor the order of their turns changes what is sampled (rounding apart).
 """
 
 from __future__ import annotations
@@ -315,13 +312,13 @@ class Engine:
                 layers=self._layers,
                 memory=memory,
             )
-            whole, one = (f"{cache_bytes(slots, columns, size) / 1e6:,.1f} MB" for slots in (self.lanes, 1))
-            there = f"{memory / 1e6:,.1f} MB may be used"
+            whole, one = (f"{cache_bytes(slots, columns, size) / 1e6:,.3g} MB" for slots in (self.lanes, 1))
+            there = f"{memory / 1e6:,.3g} MB may be used"
             if not rows:
                 raise CapacityError(
                     f"One conversation of {columns} tokens needs {one} for keys and values, and {there}, a layer's "
-                    "share of which is for moving them. Use a smaller max_context or model, free memory, or set the "
-                    "engine's."
+                    "share of which is for moving them. Use a smaller max_context or model, free memory, or give the "
+                    "engine more (memory)."
                 ) from cause
             try:
                 self._forward.reserve(rows, columns)
@@ -337,7 +334,7 @@ class Engine:
         self._short = (
             f"{self.lanes} lanes of {columns} tokens need {whole} for keys and values, and {there}: {rows} are held at "
             "a time, and the others wait their turn. The tokens are the same; it takes longer. Use fewer lanes or a "
-            "smaller max_context, or set the engine's memory."
+            "smaller max_context, free memory, or give the engine more (memory)."
         )
         self._forget(rows, self.live)
 
@@ -538,7 +535,7 @@ def check_room(known: int, ids: Sequence[int], capacity: int) -> None:
     if known + len(ids) >= capacity:
         raise CapacityError(
             f"{len(ids)} tokens on top of {known} leave no room for a turn in a context of "
-            f"{capacity}; use shorter instructions, fewer turns, or a model with a longer context"
+            f"{capacity}; use a larger max_context, shorter instructions, fewer turns, or a model with a longer context"
         )
 
 

@@ -168,7 +168,7 @@ class RunConfig:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Of the learner's matrix products; auto is bf16 on an accelerator that has it, fp32 elsewhere."""
     micro_tokens: int = 2048
-    """Most tokens in a micro-batch, padding included; changes memory and speed, never the gradient."""
+    """Most tokens computed at once; equal beginnings of rows count once. Changes memory and speed, not the gradient."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: slower, less memory."""
     control: Literal["none", "shuffled_rewards"] = "none"

@@ -13,6 +13,7 @@ from algos.training.config import RunConfig
 from convgym.core import printable
 
 Record = Mapping[str, Any]
+MOST = 0.5  # share of conversations, or of messages, from which it is worth a word that they were cut
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 
 
@@ -129,6 +130,7 @@ class Terminal(Logger):
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._console = Console(stderr=True)
+        self._said: set[str] = set()
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -146,6 +148,10 @@ class Terminal(Logger):
         if record["kind"] == "train":
             news += f"  {record['tokens_per_second']:,.0f} tok/s  kl {record['kl']:.4f}"
             self._progress.update(self._task, completed=record["step"], news=news)
+        hint = advice(record)
+        if hint and hint not in self._said:
+            self._said.add(hint)
+            self._console.print(f"step {record['step']:>4}  {hint}", highlight=False, markup=False)
         if record["kind"] == "eval" or not self._console.is_terminal:
             where = f"{record['kind']} {record.get('mode', '')}".strip()
             self._console.print(
@@ -158,6 +164,22 @@ class Terminal(Logger):
 
     def close(self) -> None:
         self._progress.stop()
+
+
+def advice(record: Record) -> str:
+    """What to do about an update that could not learn, or whose conversations were mostly cut; empty if neither."""
+    if record["kind"] != "train":
+        return ""
+    if record.get("informative_groups") == 0 and record.get("grad_norm") == 0:
+        return (
+            "Nothing was learnt: in each group all conversations earned alike. Try an easier difficulty, larger groups "
+            "or a warm start."
+        )
+    if record.get("context_full", 0) > MOST:
+        return "Most conversations outgrew the context: raise --max-context, or shorten them (max_turns)."
+    if record.get("cut_turns", 0) > MOST * record.get("turns", 1):
+        return "Most messages were cut by their cap: raise --max-turn-tokens."
+    return ""
 
 
 def open_loggers(config: RunConfig, folder: Path, step: int) -> Several:

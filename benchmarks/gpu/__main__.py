@@ -91,7 +91,10 @@ def measure(options: Options, command: str) -> None:
             left += training.train_all(run, options.work, results, clock, console, say)
     if "page" in stages:
         target = options.out / "gpu.md" if options.dry else options.page
-        page.write(target, results.read())
+        found = results.read()
+        if not found["parts"]:
+            raise ConfigError(f"No results in {options.out}: expected {FILE} there, written by an earlier call.")
+        page.write(target, found)
         say(f"{target} is written from {options.out / FILE}")
     if left:
         say("Left for the next call: " + "; ".join(left))

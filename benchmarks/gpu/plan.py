@@ -9,7 +9,7 @@ mkdir -p wheels && pip download --dest wheels --no-deps --only-binary=:all: --py
 # Optional, TRL to measure against:
 pip download --dest wheels --no-deps --only-binary=:all: --python-version 3.12 \\
   --platform manylinux2014_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux_2_28_x86_64 {trl}
-# Where a transfer is limited to 64 MiB, large wheels travel in parts of 60, some of them a call:
+# Where transfers are limited, large wheels travel in parts:
 for wheel in $(find wheels -name '*.whl' -size +60M); do split -b 60M -d "$wheel" "$wheel.part" && rm "$wheel"; done
 
 # 2. There, in the checkout, once: put the parts together, install, try it.
@@ -20,7 +20,7 @@ pip install --no-index --find-links wheels --no-deps wheels/*.whl
 python -m benchmarks.gpu --dry --out runs/gpu-dry --work runs/gpu-dry-work
 
 # 3. There, until nothing is left; each call takes up where the last one ended, if --work is still there. What counts
-#    is the folder of --out: bring it back after each call.
+#    is the folder of --out.
 python -m benchmarks.gpu --out runs/gpu --work runs/gpu-work --minutes 9 --model smollm2-135m \\
   --only decode learner end_to_end
 python -m benchmarks.gpu --out runs/gpu --work runs/gpu-work --only run --minutes 9

@@ -72,8 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             console.print(Markdown(page.section(part, found["parts"][part])))
             if options.write is not None:  # after each part: nothing is lost if a later one fails
                 page.write(options.write, found)
-    console.print(Markdown(page.mark_table(marks(found["parts"]))))
-    print(json.dumps(found))
+    if not options.quick:  # one round of little work meets or misses nothing
+        console.print(Markdown(page.mark_table([mark for mark in marks(found["parts"]) if mark.value is not None])))
+    if not sys.stdout.isatty():
+        print(json.dumps(found))
 
 
 @dataclass(frozen=True)

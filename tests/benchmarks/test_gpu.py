@@ -226,6 +226,14 @@ def test_the_published_page_is_made_from_its_json() -> None:
     assert f"{FIGURES[0]}\n{text}\n{FIGURES[1]}" in PAGE.read_text("utf-8")
 
 
+def test_a_page_is_not_overwritten_by_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "gpu.md"
+    target.write_text("figures")
+    given = ["--only", "page", "--out", str(tmp_path / "typo"), "--page", str(target)]
+    assert main(given) == 1 and "No results in" in "".join(capsys.readouterr().out.split("\n"))
+    assert target.read_text() == "figures"
+
+
 def test_a_page_without_results_says_so(tmp_path: Path) -> None:
     page.write(tmp_path / "new" / "gpu.md", Results(tmp_path, "", {}).read())
     assert page.NOTHING in (tmp_path / "new" / "gpu.md").read_text()

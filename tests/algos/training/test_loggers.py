@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from algos.training.config import RunConfig
-from algos.training.loggers import JsonLines, TensorBoard, open_loggers, panel
+from algos.training.loggers import JsonLines, TensorBoard, advice, open_loggers, panel
 
 
 def record(step: int, kind: str = "train", **changes: Any) -> dict[str, Any]:
@@ -100,3 +100,24 @@ def test_the_terminal_says_how_it_goes(tmp_path: Path, capsys: pytest.CaptureFix
         logs.log(record(1))
     captured = capsys.readouterr()
     assert not captured.err and not captured.out
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"informative_groups": 0.0, "grad_norm": 0.0}, "earned alike"),
+        ({"context_full": 0.6, "cut_turns": 3.0, "turns": 4.0}, "--max-context"),
+        ({"context_full": 0.4, "cut_turns": 3.0, "turns": 4.0}, "--max-turn-tokens"),
+        ({"informative_groups": 0.0, "grad_norm": 0.1, "context_full": 0.4, "cut_turns": 1.0, "turns": 4.0}, ""),
+        ({"kind": "eval", "context_full": 1.0}, ""),
+    ],
+)
+def test_an_update_that_could_not_learn_is_explained_once(
+    changes: dict[str, Any], word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert word in advice(record(1, **changes)) and bool(advice(record(1, **changes))) == bool(word)
+    with open_loggers(RunConfig(updates=3, tensorboard=False), tmp_path, -1) as loggers:
+        for step in (1, 2):
+            loggers.log(record(step, **changes))
+    said = capsys.readouterr().err.split()
+    assert "".join(said).count(word.replace(" ", "")) == 1 if word else "raise" not in said
