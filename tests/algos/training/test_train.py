@@ -264,7 +264,7 @@ def test_conversations_that_fill_the_context_are_truncated_and_counted(model_fol
 
 
 def test_openings_that_do_not_fit_are_failures_that_say_so(model_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(EnvError, match=r"leave no room for a turn in a context of 8; use a larger max_context, shorter instructions"):
+    with pytest.raises(EnvError, match=r"leave no room for a turn in a context of 8; use a larger max_context"):
         train(run_config(model_folder, tmp_path / "run", max_context=8))
     lines = (tmp_path / "run" / "failures.jsonl").read_text().splitlines()
     assert all("CapacityError" in json.loads(line)["error"] for line in lines) and lines
