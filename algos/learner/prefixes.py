@@ -28,14 +28,12 @@ class PrefixTree(NamedTuple):
         position: ``[U]`` its column.
         place: ``[U]`` where it comes first, an index into the flattened ``[b T]``.
         node: ``[b,T]`` node of each place; 0 behind the end of a row.
-        lengths: ``[b]`` tokens of each row that count.
     """
 
     tokens: Tensor
     position: Tensor
     place: Tensor
     node: Tensor
-    lengths: Tensor
 
 
 class Block(NamedTuple):
@@ -71,7 +69,7 @@ def prefix_tree(tokens: Tensor, lengths: Tensor) -> PrefixTree:
     rows = torch.arange(len(tokens), device=tokens.device)[:, None]
     owner = torch.where(shared, -1, rows).cummax(0).values  # [b,T] the row that this place was new in
     node = number.view_as(tokens).gather(0, owner) * real
-    return PrefixTree(tokens.reshape(-1)[place], place % T, place, node, lengths)
+    return PrefixTree(tokens.reshape(-1)[place], place % T, place, node)
 
 
 def attention_blocks(tree: PrefixTree, asking: Tensor, *, causal: bool) -> tuple[list[Block], Tensor]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from algos.policies.products import has_onednn
+from algos.policies.products import has_onednn, times
 
 LARGE = 1e7  # floating-point operations of a product that counts as large
 KINDS = {
@@ -104,12 +104,7 @@ def limit(product: Product, enough: float = 0.03) -> float:
     Each library repeats it for ``enough`` seconds in all.
     """
     one = _best(product, enough, lambda a, b: torch.mm(a, b))
-    return max(one, _best(product, enough, _onednn)) if has_onednn(torch.empty(1)) else one
-
-
-def _onednn(a: Tensor, b: Tensor) -> Tensor:
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")
-    return product
+    return max(one, _best(product, enough, lambda a, b: times(a, b.t()))) if has_onednn(torch.empty(1)) else one
 
 
 def _best(product: Product, enough: float, multiply: Callable[[Tensor, Tensor], Tensor]) -> float:
